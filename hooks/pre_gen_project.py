@@ -1,0 +1,186 @@
+"""Check the answers before anything is rendered: every problem at once, in words; nothing is left behind.
+
+cookiecutter makes the project's folder before it calls this hook. So that a bad slug never names a folder,
+`__project_slug` in cookiecutter.json keeps the answer and calls the folder `refused-answers` instead.
+"""
+
+import json
+import keyword
+import re
+import sys
+import unicodedata
+from collections.abc import Iterator, Mapping
+from urllib.parse import unquote
+
+NAME_LIMIT, DESCRIPTION_LIMIT, SLUG_LIMIT, PACKAGE_LIMIT, OWNER_LIMIT = 80, 200, 40, 40, 39
+
+# What a generated project installs, directly or not, or is likely to later: distribution -> what is imported.
+DEPENDENCIES: Mapping[str, tuple[str, ...]] = {
+    "annotated-doc": ("annotated_doc",),
+    "annotated-types": ("annotated_types",),
+    "anyio": ("anyio",),
+    "ast-serialize": ("ast_serialize",),
+    "attrs": ("attr", "attrs"),
+    "certifi": ("certifi",),
+    "cfgv": ("cfgv",),
+    "click": ("click",),
+    "colorama": ("colorama",),
+    "coverage": ("coverage",),
+    "distlib": ("distlib",),
+    "environ-config": ("environ",),
+    "execnet": ("execnet",),
+    "fastapi": ("fastapi",),
+    "filelock": ("filelock",),
+    "grimp": ("grimp",),
+    "h11": ("h11",),
+    "httpcore": ("httpcore",),
+    "httpcore2": ("httpcore2",),
+    "httptools": ("httptools",),
+    "httpx": ("httpx",),
+    "httpx2": ("httpx2",),
+    "httpx2-jsfetch": (),
+    "hypothesis": ("hypothesis",),
+    "identify": ("identify",),
+    "idna": ("idna",),
+    "import-linter": ("importlinter",),
+    "iniconfig": ("iniconfig",),
+    "librt": ("librt",),
+    "markdown-it-py": ("markdown_it",),
+    "mdurl": ("mdurl",),
+    "msgspec": ("msgspec",),
+    "mypy": ("mypy", "mypyc"),
+    "mypy-extensions": ("mypy_extensions",),
+    "nodeenv": ("nodeenv",),
+    "opentelemetry-api": ("opentelemetry",),
+    "orjson": ("orjson",),
+    "packaging": ("packaging",),
+    "pathspec": ("pathspec",),
+    "platformdirs": ("platformdirs",),
+    "pluggy": ("pluggy",),
+    "pre-commit": ("pre_commit",),
+    "prometheus-client": ("prometheus_client",),
+    "pydantic": ("pydantic",),
+    "pydantic-core": ("pydantic_core",),
+    "pydantic-settings": ("pydantic_settings",),
+    "pygments": ("pygments",),
+    "pytest": ("pytest", "py"),
+    "pytest-cov": ("pytest_cov",),
+    "pytest-xdist": ("xdist",),
+    "python-discovery": ("python_discovery",),
+    "python-dotenv": ("dotenv",),
+    "pyyaml": ("yaml",),
+    "rich": ("rich",),
+    "ruff": ("ruff",),
+    "setuptools": ("setuptools", "pkg_resources"),
+    "sortedcontainers": ("sortedcontainers",),
+    "starlette": ("starlette",),
+    "structlog": ("structlog",),
+    "svcs": ("svcs",),
+    "truststore": ("truststore",),
+    "typing-extensions": ("typing_extensions",),
+    "typing-inspection": ("typing_inspection",),
+    "uv": ("uv",),
+    "uvicorn": ("uvicorn",),
+    "uvloop": ("uvloop",),
+    "virtualenv": ("virtualenv",),
+}
+PROJECT_FOLDERS = {"chassis", "conftest", "src", "tests"}
+# What the list leaves out, what a Python newer than this one has, and what is imported at every start.
+STDLIB = sys.stdlib_module_names | {
+    *("test", "annotationlib", "compression", "sitecustomize", "usercustomize"),
+}
+
+JINJA_OPENINGS = tuple("{" + second for second in "%#{")
+BIDI_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
+def is_unprintable(character: str) -> bool:
+    """Say whether a character breaks a line or a parser, or shows text in another order than it is read."""
+    code = ord(character)
+    noncharacter = code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF
+    return (
+        noncharacter
+        or character in BIDI_CONTROLS
+        or unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"}
+    )
+
+
+def text_problems(text: str, limit: int) -> Iterator[str]:
+    if not text.strip():
+        yield f"is empty; give 1 to {limit} characters"
+    elif text != text.strip():
+        yield "begins or ends with a space; leave that out"
+    if len(text) > limit:
+        yield f"has {len(text)} characters; at most {limit} are allowed"
+    if bad := sorted(filter(is_unprintable, set(text))):
+        named = ", ".join(f"U+{ord(character):04X}" for character in bad)
+        yield f"holds characters that can't be shown ({named}); use one line of printable text"
+    if found := [opening for opening in JINJA_OPENINGS if opening in text]:
+        yield f"holds {' and '.join(found)}, which an update would run as a template; put a space in between"
+
+
+def slug_problems(slug: str) -> Iterator[str]:
+    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", slug):
+        yield (
+            "is no name for machines; use a-z, 0-9 and single hyphens, a letter first, such as billing-api"
+        )
+    if len(slug) > SLUG_LIMIT:
+        yield f"has {len(slug)} characters; at most {SLUG_LIMIT} are allowed"
+    if slug in DEPENDENCIES:
+        yield f"is also a distribution that the service installs; choose another, such as {slug}-service"
+
+
+def package_problems(package: str) -> Iterator[str]:
+    other = "choose another, such as billing_api"
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", package):
+        yield "is no package name; use a-z, 0-9 and underscores, a letter first, such as billing_api"
+    if len(package) > PACKAGE_LIMIT:
+        yield f"has {len(package)} characters; at most {PACKAGE_LIMIT} are allowed"
+    if keyword.iskeyword(package) or keyword.issoftkeyword(package):
+        yield f"is a word of the Python language; {other}"
+    if package in STDLIB:
+        yield f"would hide Python's own module of that name; {other}"
+    if owner := next((name for name, imports in DEPENDENCIES.items() if package in imports), None):
+        yield f"would hide what {owner} installs, which the service needs; {other}"
+    if package in PROJECT_FOLDERS:
+        yield f"has a meaning of its own inside the project; {other}"
+
+
+def owner_problems(owner: str) -> Iterator[str]:
+    if not re.fullmatch(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)*", owner):
+        yield "is no GitHub account; use letters, digits and single hyphens that are not at the ends"
+    if len(owner) > OWNER_LIMIT:
+        yield f"has {len(owner)} characters; GitHub allows at most {OWNER_LIMIT}"
+
+
+def problems(answers: Mapping[str, str]) -> list[str]:
+    """Explain everything that is wrong with the answers; no problem, no line."""
+    found = {
+        "project_name": text_problems(answers["project_name"], NAME_LIMIT),
+        "project_description": text_problems(answers["project_description"], DESCRIPTION_LIMIT),
+        "project_slug": slug_problems(answers["project_slug"]),
+        "package_name": package_problems(answers["package_name"]),
+        "github_owner": owner_problems(answers["github_owner"]),
+    }
+    return [
+        f"{question}: {shown(answers[question])} {why}" for question, each in found.items() for why in each
+    ]
+
+
+def shown(answer: str) -> str:
+    return repr(answer) if len(answer) <= 60 else f"{answer[:57]!r}..."
+
+
+def main() -> int:
+    # Percent-encoded JSON: no answer can end this string early or mean something in it.
+    answers = json.loads(unquote("{{ cookiecutter|jsonify|urlencode }}"))
+    answers["project_slug"] = answers["__project_slug"]
+    found = problems({question: str(answer) for question, answer in answers.items()})
+    if found:
+        print("These answers can't be used; nothing was made:", file=sys.stderr)
+        print(*(f"  - {problem}" for problem in found), sep="\n", file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
