@@ -1,0 +1,126 @@
+{%- if cookiecutter.web_framework == "starlette" -%}
+"""Routes, and nothing else: what they need is handed in, what they decide is in `domain`."""
+
+import hmac
+
+import msgspec
+import svcs
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from .config import Config
+from .domain import greet
+from .services import Clock
+
+
+class Guest(msgspec.Struct):
+    """What is sent to be greeted."""
+
+    name: str
+
+
+class Greeting(msgspec.Struct):
+    """What is answered."""
+
+    text: str
+
+
+def create_app(config: Config, registry: svcs.Registry) -> Starlette:
+    """Make the ASGI app from what it is given; nothing here reads the environment."""
+
+    async def greet_by_path(request: Request) -> Response:
+        return await answer(request, request.path_params["name"])
+
+    async def greet_by_body(request: Request) -> Response:
+        try:
+            guest = msgspec.json.decode(await request.body(), type=Guest)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise HTTPException(422, str(error)) from None
+        return await answer(request, guest.name)
+
+    async def answer(request: Request, name: str) -> Response:
+        authorise(config, request.headers.get("authorization", ""))
+        async with svcs.Container(registry) as services:
+            clock = await services.aget(Clock)
+            try:
+                text = greet(name, clock.now(), config.greeting.evening)
+            except ValueError as error:
+                raise HTTPException(422, str(error)) from None
+        return Response(msgspec.json.encode(Greeting(text)), media_type="application/json")
+
+    return Starlette(
+        routes=[
+            Route("/greetings/{name}", greet_by_path),
+            Route("/greetings", greet_by_body, methods=["POST"]),
+        ]
+    )
+{%- else -%}
+"""Routes, and nothing else: what they need is handed in, what they decide is in `domain`."""
+
+import hmac
+from collections.abc import AsyncGenerator
+from typing import Annotated
+
+import svcs
+from fastapi import Depends, FastAPI, Header, HTTPException
+from pydantic import BaseModel
+
+from .config import Config
+from .domain import greet
+from .services import Clock
+
+
+class Guest(BaseModel):
+    """What is sent to be greeted."""
+
+    name: str
+
+
+class Greeting(BaseModel):
+    """What is answered."""
+
+    text: str
+
+
+def create_app(config: Config, registry: svcs.Registry) -> FastAPI:
+    """Make the ASGI app from what it is given; nothing here reads the environment."""
+    app = FastAPI(title="{{ cookiecutter.project_slug }}")
+
+    async def container() -> AsyncGenerator[svcs.Container]:
+        async with svcs.Container(registry) as services:
+            yield services
+
+    async def authorised(authorization: Annotated[str, Header()] = "") -> None:
+        authorise(config, authorization)
+
+    async def answer(name: str, services: svcs.Container) -> Greeting:
+        clock = await services.aget(Clock)
+        try:
+            return Greeting(text=greet(name, clock.now(), config.greeting.evening))
+        except ValueError as error:
+            raise HTTPException(422, str(error)) from None
+
+    @app.get("/greetings/{name}", dependencies=[Depends(authorised)])
+    async def greet_by_path(name: str, services: Annotated[svcs.Container, Depends(container)]) -> Greeting:
+        return await answer(name, services)
+
+    @app.post("/greetings", dependencies=[Depends(authorised)])
+    async def greet_by_body(guest: Guest, services: Annotated[svcs.Container, Depends(container)]) -> Greeting:
+        return await answer(guest.name, services)
+
+    return app
+{%- endif %}
+
+
+def authorise(config: Config, shown: str) -> None:
+    """Refuse a caller whose Authorization header *shown* lacks the token, if there is one.
+
+    Raises:
+        HTTPException: 401.
+    """
+    token = config.greeting.token
+    if token.is_set and not hmac.compare_digest(shown.encode(), f"Bearer {token.reveal()}".encode()):
+        raise HTTPException(401, headers={"WWW-Authenticate": "Bearer"})

@@ -1,0 +1,129 @@
+"""The command line: serve, check, config, healthcheck."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    import svcs
+
+    from .config import Problem, Settings
+    from .middleware import App
+
+FORMATS = ("text", "dotenv", "json", "markdown")
+
+
+class Service:
+    """The parts that a service gives to the chassis.
+
+    Args:
+        name: The name of its distribution and command.
+        config: Its configuration class.
+        register: Registers what it talks to, with pings, given a registry and the configuration.
+        create_app: Makes its ASGI app, given the configuration and the registry.
+        informs: The services whose failing ping does not make an instance unready.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: type[Any],
+        register: Callable[[svcs.Registry, Any], None],
+        create_app: Callable[[Any, svcs.Registry], App],
+        informs: Collection[type] = (),
+    ) -> None:
+        self.name = name
+        self.config: type[Settings] = config
+        self.register = register
+        self.create_app = create_app
+        self.informs = informs
+
+
+def main(name: str, load: Callable[[], Service], arguments: Sequence[str], env: Mapping[str, str]) -> int:
+    """Run the command that *arguments* name; return the exit status.
+
+    Args:
+        name: The service's name.
+        load: Imports the service; called only by the commands that need it, since importing takes time.
+        arguments: What stands on the command line after the program.
+        env: The environment variables.
+    """
+    parser = argparse.ArgumentParser(prog=name, description=f"Run {name}, or look at how it is configured.")
+    parser.add_argument("--version", action="version", version=importlib.metadata.version(name))
+    commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
+    commands.add_parser("serve", help="answer requests until told to stop (what happens without a command)")
+    commands.add_parser("check", help="check configuration and secrets, print every problem")
+    config = commands.add_parser("config", help="show every setting")
+    config.add_argument("--format", choices=FORMATS, default="text", help="default: %(default)s")
+    commands.add_parser("healthcheck", help="ask a running instance whether it is ready")
+    chosen = parser.parse_args(arguments)
+    match chosen.command:
+        case "healthcheck":
+            return healthcheck(env)
+        case "check":
+            return check(load(), env)
+        case "config":
+            return show(load(), env, chosen.format)
+        case _:
+            # PID 1 has no default handlers: without this, a stop in the first moment would go unheard.
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+            from .run import run
+
+            return run(load, env)
+
+
+def healthcheck(env: Mapping[str, str]) -> int:
+    """Ask for readiness on the admin port; 0 when ready, 1 when not.
+
+    By hand and without the configuration classes: an orchestrator runs this every few seconds.
+    """
+    host = env.get("APP_ADMIN_HOST", "127.0.0.1")
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    port = env.get("APP_ADMIN_PORT", "8001")
+    try:
+        with socket.create_connection((host, int(port)), timeout=5) as connection:
+            connection.sendall(b"GET /-/ready HTTP/1.0\r\n\r\n")
+            with connection.makefile("rb") as answer:
+                status = answer.readline().split(b" ")[1]
+                body = answer.read().partition(b"\r\n\r\n")[2].decode()
+    except (OSError, ValueError, IndexError) as error:
+        print(f"no answer from {host}:{port}: {error}", file=sys.stderr)
+        return 1
+    if status == b"200":
+        return 0
+    print(body, end="", file=sys.stderr)
+    return 1
+
+
+def check(service: Service, env: Mapping[str, str]) -> int:
+    """Print every problem of the configuration; 0 when there is none, else 78 (EX_CONFIG)."""
+    from .config import ConfigurationError, load
+
+    problems: list[Problem] = []
+    try:
+        warnings = load(service.config, env).warnings
+    except ConfigurationError as error:
+        problems, warnings = error.problems, error.warnings
+    for line in (*problems, *(f"warning: {warning}" for warning in warnings)):
+        print(line, file=sys.stderr)
+    if problems:
+        return os.EX_CONFIG
+    print("ok")
+    return 0
+
+
+def show(service: Service, env: Mapping[str, str], format: str) -> int:
+    """Print every setting."""
+    from .config import describe
+    from .formats import FORMATS
+
+    sys.stdout.write(FORMATS[format](describe(service.config, env)))
+    return 0

@@ -1,0 +1,177 @@
+"""Liveness asks whether the event loop moves; readiness asks what the service needs. Never the other way round.
+
+A dependency that liveness asked would make the orchestrator restart every instance when it is down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+import traceback
+from concurrent.futures import wait
+from typing import TYPE_CHECKING, Literal
+
+import attrs
+import svcs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+BEAT = 0.1
+FRESH = 1.0
+State = Literal["starting", "ready", "draining"]
+
+
+@attrs.frozen
+class Check:
+    """The outcome of one readiness check; *duration* in seconds."""
+
+    name: str
+    gates: bool
+    error: str | None
+    duration: float
+
+    @property
+    def status(self) -> str:
+        """``pass``, ``fail``, or ``warn`` for one that only informs."""
+        if self.error is None:
+            return "pass"
+        return "fail" if self.gates else "warn"
+
+
+@attrs.frozen
+class Report:
+    """What a readiness probe is told; *reason* says why it fails when no check does."""
+
+    state: State
+    checks: tuple[Check, ...] = ()
+    reason: str | None = None
+
+    @property
+    def ready(self) -> bool:
+        return self.state == "ready" and self.reason is None and all(check.status != "fail" for check in self.checks)
+
+    @property
+    def word(self) -> str:
+        """The answer in one word: ready, starting, draining or failing."""
+        return "failing" if self.state == "ready" and not self.ready else self.state
+
+    def as_dict(self) -> dict[str, object]:
+        """Return it in the shape of draft-inadarei-api-health-check-06."""
+        body: dict[str, object] = {"status": "pass" if self.ready else "fail", "state": self.state}
+        if self.reason is not None:
+            body["output"] = self.reason
+        body["checks"] = {
+            check.name: [
+                {
+                    "status": check.status,
+                    "observedValue": round(check.duration * 1000, 3),
+                    "observedUnit": "ms",
+                    **({"output": check.error} if check.error is not None else {}),
+                }
+            ]
+            for check in self.checks
+        }
+        return body
+
+
+class Health:
+    """The state of this instance, its heartbeat and its checks; safe to ask from any thread.
+
+    Args:
+        check_timeout: Seconds that one check may take.
+        stall_limit: Seconds without a heartbeat before liveness fails.
+        informs: Services whose failing ping is shown but leaves the instance ready: for what all
+            instances share, or one outage would take every one of them out.
+    """
+
+    def __init__(self, check_timeout: float, stall_limit: float, informs: Collection[type] = ()) -> None:
+        self.state: State = "starting"
+        self.started = time.time()
+        self._check_timeout = check_timeout
+        self._stall_limit = stall_limit
+        self._informs = {f"{cls.__module__}.{cls.__qualname__}" for cls in informs}
+        self._registry: svcs.Registry | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
+        self._beat = 0.0
+        self._run: asyncio.Task[tuple[Check, ...]] | None = None
+        self._checks: tuple[float, tuple[Check, ...]] = (float("-inf"), ())
+
+    async def heartbeat(self, thread: int, observe_lag: Callable[[float], None]) -> None:
+        """Beat for as long as the loop runs in *thread*; report how late each beat was, in seconds."""
+        self._loop = asyncio.get_running_loop()
+        self._thread = thread
+        self._beat = due = time.monotonic()
+        try:
+            while True:
+                due += BEAT
+                await asyncio.sleep(due - time.monotonic())
+                self._beat = time.monotonic()
+                observe_lag(max(0.0, self._beat - due))
+                due = self._beat
+        finally:
+            self._loop = None
+
+    def watch(self, registry: svcs.Registry) -> None:
+        """Take the pings of *registry* as readiness checks."""
+        self._registry = registry
+
+    def stalled(self) -> float:
+        """Return the seconds that the event loop is overdue."""
+        return max(0.0, time.monotonic() - self._beat - BEAT) if self._loop is not None else 0.0
+
+    def stuck_at(self) -> str | None:
+        """Return where the event loop is stuck, innermost frame last, or None while it is alive."""
+        if self.stalled() < self._stall_limit:
+            return None
+        frame = sys._current_frames().get(self._thread)
+        stack = traceback.extract_stack(frame) if frame is not None else []
+        return "\n".join(f"{entry.filename}:{entry.lineno} {entry.name}" for entry in stack)
+
+    async def ready(self) -> Report:
+        """Answer a readiness probe, in the event loop; probes at the same time share one run of the checks."""
+        if self.state != "ready":
+            return Report(self.state)
+        if time.monotonic() - self._checks[0] > FRESH:
+            if self._run is None:
+                self._run = asyncio.create_task(self._check_all())
+            await asyncio.shield(self._run)
+        return Report(self.state, self._checks[1])
+
+    def ready_from_thread(self) -> Report:
+        """Answer a readiness probe from another thread, also while the event loop is stuck."""
+        at, checks = self._checks
+        if self.state != "ready" or time.monotonic() - at <= FRESH:
+            return Report(self.state, checks if self.state == "ready" else ())
+        loop = self._loop
+        if loop is None or self.stalled() > FRESH:
+            return Report(self.state, reason="the event loop is stuck")
+        future = asyncio.run_coroutine_threadsafe(self.ready(), loop)
+        while not wait({future}, BEAT).done:
+            if self._loop is None or self.stalled() > FRESH:
+                return Report(self.state, reason="the event loop is stuck")
+        return future.result()
+
+    async def _check_all(self) -> tuple[Check, ...]:
+        try:
+            async with svcs.Container(self._registry or svcs.Registry()) as container:
+                pings = container.get_pings()
+                checks = tuple(await asyncio.gather(*map(self._check, pings)))
+            self._checks = (time.monotonic(), checks)
+            return checks
+        finally:
+            self._run = None
+
+    async def _check(self, ping: svcs.ServicePing) -> Check:
+        began = time.perf_counter()
+        error = None
+        try:
+            async with asyncio.timeout(self._check_timeout):
+                await ping.aping()
+        except TimeoutError:
+            error = f"no answer within {self._check_timeout:g} s"
+        except Exception as exception:
+            error = f"{type(exception).__name__}: {exception}"
+        return Check(ping.name.rpartition(".")[2], ping.name not in self._informs, error, time.perf_counter() - began)

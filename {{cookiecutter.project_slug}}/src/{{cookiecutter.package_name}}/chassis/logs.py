@@ -1,0 +1,162 @@
+"""Logs: one event, one line, on stdout; files, rotation and shipping are the platform's business.
+
+structlog renders. The standard library's loggers, warnings and uncaught exceptions are led to the same lines;
+the standard library also keeps the level of each logger, so there is one place to change it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import threading
+import warnings
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from structlog.typing import EventDict, Processor
+
+_encode = msgspec.json.Encoder(enc_hook=repr).encode
+_lock = threading.Lock()
+
+
+def configure(level: str, format: str) -> None:
+    """Send everything that is logged to stdout, from *level* on, as ``json`` or ``console`` lines."""
+    render: list[Processor] = [structlog.processors.format_exc_info, _in_order, _json_line]
+    if format == "console" or (format == "auto" and sys.stdout.isatty()):
+        console = structlog.dev.ConsoleRenderer(
+            colors=sys.stdout.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
+        render = [_printable, console]
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            *shared,
+            structlog.processors.StackInfoRenderer(),
+            *render,
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=_Logger,
+        cache_logger_on_first_use=True,
+    )
+    handler = _Handler()
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    _catch_the_rest()
+
+
+def get_logger(name: str) -> structlog.stdlib.BoundLogger:
+    """Return the logger *name*; every field that is given to it comes out as a field of the line."""
+    logger: structlog.stdlib.BoundLogger = structlog.get_logger(name)
+    return logger
+
+
+def write(line: str) -> None:
+    """Put one whole line on stdout; a reader that has gone is no reason to stop serving."""
+    data = line.encode("utf-8", "backslashreplace") + b"\n"
+    with _lock, contextlib.suppress(OSError):
+        while data:
+            data = data[os.write(sys.stdout.fileno(), data) :]
+
+
+class _Logger:
+    """What structlog's loggers write to: a name, whose level the standard library keeps."""
+
+    disabled = False
+
+    def __init__(self, name: str = "root") -> None:
+        self.name = name
+        self.getEffectiveLevel = logging.getLogger(name).getEffectiveLevel
+
+    def debug(self, line: str) -> None:
+        write(line)
+
+    info = warning = error = critical = exception = debug
+
+
+class _Handler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record)
+        except Exception as error:
+            # Arguments that don't fit their format string must cost neither the event nor a line on stderr.
+            record.msg, record.args = f"{record.msg} {record.args!r}", None
+            record.format_error = repr(error)
+            line = self.format(record)
+        write(line)
+
+
+def _in_order(_logger: object, _method: str, event: EventDict) -> EventDict:
+    first = {key: event.pop(key, None) for key in ("timestamp", "level", "logger", "event")}
+    return {**first, **event}
+
+
+def _json_line(_logger: object, _method: str, event: EventDict) -> str:
+    try:
+        return _encode(event).decode()
+    except Exception:
+        # What msgspec refuses: lone surrogates, keys that are no strings, cycles, a repr that fails.
+        return json.dumps({str(key): _safe(value) for key, value in event.items()})
+
+
+def _safe(value: object) -> object:
+    try:
+        return json.loads(json.dumps(value, default=repr, allow_nan=False))
+    except Exception:
+        return f"<{type(value).__name__}>"
+
+
+def _printable(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """Escape what could forge a line on a terminal."""
+    for key, value in event.items():
+        if isinstance(value, str) and not value.isprintable():
+            event[key] = value.encode("unicode_escape").decode()
+    return event
+
+
+def _catch_the_rest() -> None:
+    log = get_logger("uncaught")
+
+    def main_thread(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        log.critical("uncaught exception", exc_info=(kind, error, trace))
+
+    def other_thread(args: threading.ExceptHookArgs) -> None:
+        name = args.thread.name if args.thread else None
+        log.critical("uncaught exception in a thread", thread=name, exc_info=args.exc_value)
+
+    def unraisable(args: sys.UnraisableHookArgs) -> None:
+        log.error("exception that nobody could catch", where=repr(args.object), exc_info=args.exc_value)
+
+    def warning(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: object = None,
+        line: object = None,
+    ) -> None:
+        get_logger("warnings").warning(str(message), category=category.__name__, file=filename, line=lineno)
+
+    sys.excepthook = main_thread
+    threading.excepthook = other_thread
+    sys.unraisablehook = unraisable
+    warnings.showwarning = warning

@@ -1,0 +1,50 @@
+"""Metrics for Prometheus, by OpenTelemetry's names; a service adds its own with prometheus-client as usual."""
+
+from __future__ import annotations
+
+import platform
+from typing import TYPE_CHECKING
+
+from prometheus_client import REGISTRY, CollectorRegistry, Gauge, Histogram, Info
+from prometheus_client.exposition import choose_encoder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
+# OpenTelemetry's advice for http.server.request.duration, in seconds.
+DURATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+LAG_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+class Metrics:
+    """What the chassis measures, in *registry*."""
+
+    def __init__(self, build: Mapping[str, str], registry: CollectorRegistry = REGISTRY) -> None:
+        self.registry = registry
+        self.duration = Histogram(
+            "http_server_request_duration_seconds",
+            "Time from a request's headers to the end of its answer.",
+            ("http_request_method", "http_route", "http_response_status_code"),
+            buckets=DURATION_BUCKETS,
+            registry=registry,
+        )
+        self.active = Gauge("http_server_active_requests", "Requests in flight.", registry=registry)
+        self.lag = Histogram(
+            "event_loop_lag_seconds",
+            "How late the event loop ran what was due.",
+            buckets=LAG_BUCKETS,
+            registry=registry,
+        )
+        info = Info("app", "What runs here.", registry=registry)
+        info.info({**build, "python": platform.python_version()})
+
+    def observe(self, method: str, route: str, status: int, duration: float) -> None:
+        """Count one answered request; *duration* in seconds. Methods that clients make up fold into one."""
+        known = method if method in METHODS else "_OTHER"
+        self.duration.labels(known, route, status).observe(duration)
+
+    def expose(self, accept: str) -> tuple[bytes, str]:
+        """Return all metrics in the format that *accept* asks for, and its content type."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type

@@ -1,0 +1,216 @@
+"""What happens to every request before and after the service sees it: one pure ASGI middleware.
+
+Request id, trace context, the log line, metrics, the size limit, errors, and the answers of an instance
+that is starting or draining.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import time
+from http import HTTPStatus
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from structlog.contextvars import bind_contextvars, clear_contextvars
+
+from .logs import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+
+    from .health import Health
+    from .metrics import Metrics
+
+    Scope = MutableMapping[str, Any]
+    Message = MutableMapping[str, Any]
+    Receive = Callable[[], Awaitable[Message]]
+    Send = Callable[[Message], Awaitable[None]]
+    App = Callable[[Scope, Receive, Send], Awaitable[None]]
+    Headers = Sequence[tuple[bytes, bytes]]
+
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._~:=+/@-]{1,128}")
+# https://www.w3.org/TR/trace-context/#traceparent-header
+TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
+# What nginx logs for a client that did not wait for its answer.
+CLIENT_CLOSED_REQUEST = 499
+
+log = get_logger("http")
+_READY = SimpleNamespace(path="/-/ready")
+
+
+class BodyTooLargeError(Exception):
+    """Raised by ``receive`` where the body goes over the limit."""
+
+
+class Middleware:
+    """Wraps the service's ASGI *app*; bodies over *max_body* bytes are answered with 413."""
+
+    def __init__(self, app: App, health: Health, metrics: Metrics, max_body: int) -> None:
+        self.app = app
+        self.health = health
+        self.metrics = metrics
+        self.max_body = max_body
+        self.in_flight: set[Request] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await Request(self, scope, receive, send).handle()
+
+
+class Request:
+    """One request on its way through the middleware."""
+
+    def __init__(self, middleware: Middleware, scope: Scope, receive: Receive, send: Send) -> None:
+        self.middleware = middleware
+        self.scope = scope
+        self._receive = receive
+        self._send = send
+        self.began = time.perf_counter()
+        self.status = 0
+        self._body = 0
+        self._disconnected = False
+        self._too_large = False
+        self._held: list[Message] = []
+        self._headers: list[tuple[bytes, bytes]] = []
+
+    async def handle(self) -> None:
+        """Answer the request, whatever the service does."""
+        middleware = self.middleware
+        length = self._identify()
+        middleware.in_flight.add(self)
+        middleware.metrics.active.inc()
+        try:
+            if self.scope["path"] == "/-/ready":
+                await self._ready()
+            elif middleware.health.state == "starting":
+                await self._answer(503, [(b"retry-after", b"1")], detail="The service is starting.")
+            elif length > middleware.max_body:
+                await self._refuse_body()
+            else:
+                await self._call()
+        finally:
+            self._finish()
+
+    def _identify(self) -> int:
+        """Take over or make the ids of the request, bind them to its log lines; return its Content-Length."""
+        request_id, traceparent, length = b"", b"", 0
+        for name, value in self.scope["headers"]:
+            if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
+                request_id = value
+            elif name == b"traceparent":
+                traceparent = value
+            elif name == b"content-length":
+                length = int(value)
+        request_id = request_id or secrets.token_hex(16).encode()
+        self.request_id = request_id.decode()
+        self._headers.append((b"x-request-id", request_id))
+        # The task may have been started by an earlier request on the same connection, with that one's context.
+        clear_contextvars()
+        bind_contextvars(request_id=self.request_id)
+        if match := TRACEPARENT.fullmatch(traceparent):
+            self._headers.append((b"traceparent", traceparent))
+            bind_contextvars(trace_id=match[1].decode(), span_id=match[2].decode())
+        return length
+
+    async def _ready(self) -> None:
+        self.scope["route"] = _READY
+        report = await self.middleware.health.ready()
+        headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"cache-control", b"no-store")]
+        status = 200 if report.ready else 503
+        await self._forward({"type": "http.response.start", "status": status, "headers": headers})
+        await self._forward({"type": "http.response.body", "body": report.word.encode() + b"\n"})
+
+    async def _call(self) -> None:
+        try:
+            await self.middleware.app(self.scope, self.receive, self.send)
+            for message in self._held:
+                await self._forward(message)
+            if not (self.status or self._disconnected):
+                raise RuntimeError("the application returned without an answer")
+        except asyncio.CancelledError:
+            # Only the end of the drain cancels requests: tell the client while there is a connection.
+            await self._answer(503, detail="The service is stopping.")
+        except BaseException as error:
+            if self._too_large:
+                await self._refuse_body()
+            elif not self._disconnected:
+                log.error("unhandled exception", exc_info=error)
+                await self._answer(500, request_id=self.request_id)
+
+    async def receive(self) -> Message:
+        """Hand the body to the service, up to the limit."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self._disconnected = True
+        self._body += len(message.get("body", b""))
+        if self._body > self.middleware.max_body:
+            self._too_large = True
+            raise BodyTooLargeError
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Pass on what the service answers.
+
+        A whole answer of 500 waits until the service returns: frameworks send one before they raise the
+        exception that it stands for.
+        """
+        if self._too_large and not self.status:
+            return
+        if self._held or message.get("status") == 500:
+            self._held.append(message)
+            if not message.get("more_body", False):
+                return
+            held, self._held = self._held, []
+            for earlier in held:
+                await self._forward(earlier)
+        else:
+            await self._forward(message)
+
+    async def _forward(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = [*message.get("headers", ()), *self._headers]
+            if self.middleware.health.state == "draining":
+                headers.append((b"connection", b"close"))
+            message = {**message, "headers": headers}
+        await self._send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self._finish()
+
+    async def _answer(self, status: int, headers: Headers = (), **members: object) -> None:
+        """Answer with a problem, unless another answer has begun."""
+        if self.status:
+            return
+        body = msgspec.json.encode({"status": status, "title": HTTPStatus(status).phrase, **members})
+        own = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
+        await self._forward({"type": "http.response.start", "status": status, "headers": [*own, *headers]})
+        await self._forward({"type": "http.response.body", "body": body})
+
+    async def _refuse_body(self) -> None:
+        limit = f"A request body may have {self.middleware.max_body} bytes at most."
+        # The rest of the body is still on its way: the connection can't be used again.
+        await self._answer(413, [(b"connection", b"close")], detail=limit)
+
+    def _finish(self) -> None:
+        """Count and log the request, once: when its answer is complete or nobody waits for it any more."""
+        middleware, scope = self.middleware, self.scope
+        if self not in middleware.in_flight:
+            return
+        middleware.in_flight.discard(self)
+        middleware.metrics.active.dec()
+        duration = time.perf_counter() - self.began
+        status = self.status or CLIENT_CLOSED_REQUEST
+        route = getattr(scope.get("route"), "path", None)
+        middleware.metrics.observe(scope["method"], route or "", status, duration)
+        log.info(
+            "request",
+            method=scope["method"],
+            path=scope["raw_path"].decode("ascii", "backslashreplace"),
+            route=route,
+            status=status,
+            duration_ms=round(duration * 1000, 3),
+            client=scope["client"][0] if scope["client"] else None,
+        )

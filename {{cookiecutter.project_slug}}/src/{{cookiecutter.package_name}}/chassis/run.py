@@ -1,0 +1,123 @@
+"""From a service's parts and its environment to a running process, and to its exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import os
+import platform
+import threading
+from typing import TYPE_CHECKING
+
+import svcs
+import uvloop
+
+from . import admin, logs
+from .config import ConfigurationError, load
+from .health import Health
+from .metrics import Metrics
+from .middleware import Middleware
+from .server import Server, listen
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Mapping
+
+    from .cli import Service
+    from .config import Loaded, Problem, Settings
+    from .secrets import Secrets
+
+log = logs.get_logger("service")
+
+
+def run(load_service: Callable[[], Service], env: Mapping[str, str]) -> int:
+    """Serve until a signal asks to stop; return the exit status."""
+    logs.configure("info", env.get("APP_LOG_FORMAT", "auto").lower())
+    service = load_service()
+    try:
+        loaded = load(service.config, env)
+    except ConfigurationError as error:
+        for problem in error.problems:
+            log.critical("configuration problem", setting=problem.setting, problem=problem.problem)
+        _warn(error.warnings)
+        return os.EX_CONFIG
+    config = loaded.config
+    logs.configure(config.log.level, config.log.format)
+    _warn(loaded.warnings)
+    sockets: list[socket.socket] = []
+    for purpose, at in (("http", config.http), ("admin", config.admin)):
+        try:
+            sockets.append(listen(at.host, at.port))
+        except OSError as error:
+            setting = f"APP_{purpose.upper()}_PORT"
+            log.critical("can't listen", setting=setting, host=at.host, port=at.port, error=str(error))
+            return 1
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        status = runner.run(_serve(service, loaded, *sockets))
+        log.info("stopped", status=status)
+        if status != 0:
+            # What did not end in time does not get more of it: the runner would wait for the last task and thread.
+            os._exit(status)
+    return status
+
+
+def _warn(warnings: list[Problem]) -> None:
+    for warning in warnings:
+        log.warning("unknown variable", setting=warning.setting, problem=warning.problem)
+
+
+async def _serve(service: Service, loaded: Loaded[Settings], http: socket.socket, operations: socket.socket) -> int:
+    config = loaded.config
+    version = importlib.metadata.version(service.name)
+    health = Health(config.health.check_timeout, config.health.stall_limit, service.informs)
+    metrics = Metrics({"name": service.name, "version": version, "revision": config.build.revision or ""})
+    beat = asyncio.create_task(health.heartbeat(threading.get_ident(), metrics.lag.observe))
+    admin.serve(operations, admin.Admin(service.name, version, loaded.entries, health, metrics))
+    log.info(
+        "listening",
+        name=service.name,
+        version=version,
+        http=_address(http),
+        admin=_address(operations),
+        python=platform.python_version(),
+        pid=os.getpid(),
+    )
+    registry = svcs.Registry()
+    service.register(registry, config)
+    health.watch(registry)
+    app = service.create_app(config, registry)
+    middleware = Middleware(app, health, metrics, config.http.max_body)
+    reload = asyncio.Event()
+    watcher = asyncio.create_task(_watch_secrets(loaded.secrets, config.secrets.refresh, reload))
+    try:
+        return await Server(config, middleware, health, http, reload.set).run()
+    finally:
+        watcher.cancel()
+        beat.cancel()
+        await registry.aclose()
+
+
+async def _watch_secrets(secrets: Secrets, every: float, now: asyncio.Event) -> None:
+    """Take over changed secrets every *every* seconds and whenever *now* is set."""
+    reported: dict[str, str] = {}
+    while True:
+        asked = True
+        try:
+            async with asyncio.timeout(every or None):
+                await now.wait()
+            now.clear()
+        except TimeoutError:
+            asked = False
+        changed, problems = await asyncio.to_thread(secrets.reload)
+        if changed:
+            log.info("secrets reloaded", secrets=secrets.names)
+        elif problems and (asked or problems != reported):
+            log.error("secrets not reloaded; the old ones stay in use", problems=problems)
+        elif asked:
+            log.info("secrets are unchanged")
+        reported = problems
+
+
+def _address(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,17 @@
+"""What this service needs from its environment. Every field becomes a variable: ``APP_GREETING_EVENING``."""
+
+import environ
+
+from .chassis.config import Settings, integer, secret
+from .chassis.secrets import Secret
+
+
+@environ.config(frozen=True)
+class Greeting:
+    evening: int = environ.var(18, integer(12, 23), help="hour (UTC) from which it is evening")
+    token: Secret = secret(optional=True, help="bearer token that callers must show; without it anyone may call")
+
+
+@environ.config(prefix="APP", frozen=True)
+class Config(Settings):
+    greeting: Greeting = environ.group(Greeting)

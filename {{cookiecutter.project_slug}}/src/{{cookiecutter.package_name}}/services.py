@@ -1,0 +1,29 @@
+"""What this service talks to: the outside world, each part behind a small class, made and pinged through svcs."""
+
+from datetime import UTC, datetime
+
+import svcs
+
+from .config import Config
+
+# A ping that fails makes an instance unready, unless its service is listed here. List what all instances
+# share: when it is down, an answer without it is better than no instance at all.
+INFORMS: frozenset[type] = frozenset()
+
+
+class Clock:
+    """The time, which a program can't know by itself."""
+
+    def now(self) -> datetime:
+        """Return the time in UTC."""
+        return datetime.now(UTC)
+
+    async def ping(self) -> None:
+        """Fail while the machine's clock has not been set."""
+        if self.now().year < 2026:
+            raise RuntimeError(f"the clock says {self.now():%Y-%m-%d}")
+
+
+def register_services(registry: svcs.Registry, config: Config) -> None:
+    """Say how each service is made, and how one knows that it works."""
+    registry.register_value(Clock, Clock(), ping=Clock.ping)
