@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from ..environment import ENVIRONMENT, SECRETS
+from .process import Process
+
+PROBE = [sys.executable, str(Path(__file__).with_name("probe.py"))]
+SERVICE = [sys.executable, "-m", "{{ cookiecutter.package_name }}"]
+
+
+class Start:
+    """Starts processes on free ports, with what they need to start and *env* over that (None: unset)."""
+
+    def __init__(self, folder: Path, secrets: Path) -> None:
+        self.started: list[Process] = []
+        self._folder = folder
+        self._secrets = secrets
+
+    def __enter__(self) -> Start:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.started:
+            process.end()
+
+    def __call__(self, *arguments: str, **env: str | None) -> Process:
+        """Start the probe."""
+        return self.run([*PROBE, *arguments], {"APP_PROBE_NAME": "probe", **env})
+
+    def service(self, *arguments: str, **env: str | None) -> Process:
+        """Start the service itself."""
+        return self.run([*SERVICE, *arguments], {**ENVIRONMENT, **env})
+
+    def run(self, command: Sequence[str], env: Mapping[str, str | None]) -> Process:
+        folder = self._folder / f"process{len(self.started)}"
+        folder.mkdir()
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("APP_", "PORT"))}
+        # Starts are quicker with byte code.
+        inherited.pop("PYTHONDONTWRITEBYTECODE", None)
+        fixed = {"APP_HTTP_PORT": "0", "APP_ADMIN_PORT": "0", "APP_SECRETS_DIR": str(self._secrets)}
+        wanted = {**inherited, **fixed, **env}
+        self.started.append(Process(command, {k: v for k, v in wanted.items() if v is not None}, folder))
+        return self.started[-1]
+
+
+def _secrets(folder: Path) -> Path:
+    """Write all secrets that are required."""
+    folder.mkdir()
+    for name, value in {"probe_password": "hunter2", **SECRETS}.items():
+        (folder / name).write_text(value)
+    return folder
+
+
+@pytest.fixture
+def secrets(tmp_path: Path) -> Path:
+    """The secrets directory of what `start` starts."""
+    return _secrets(tmp_path / "secrets")
+
+
+@pytest.fixture
+def start(tmp_path: Path, secrets: Path) -> Iterator[Start]:
+    """What starts processes; all of them are ended with the test."""
+    with Start(tmp_path, secrets) as start:
+        yield start
+
+
+@pytest.fixture
+def own(start: Start) -> Process:
+    """The probe, ready, for one test alone."""
+    return start().ready()
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """The probe, ready, for all tests of a file that leave it as it is."""
+    folder = tmp_path_factory.mktemp("probe")
+    with Start(folder, _secrets(folder / "secrets")) as start:
+        yield start().ready()

@@ -1,0 +1,219 @@
+"""A service for the contract's tests: on this project's chassis, with a route for each kind of trouble.
+
+So these tests hold whatever the routes, settings and services of the real one become.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import NoReturn
+
+import environ
+import structlog
+import svcs
+from prometheus_client import REGISTRY
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from {{ cookiecutter.package_name }}.chassis import cli
+from {{ cookiecutter.package_name }}.chassis.config import Settings, boolean, seconds, secret
+from {{ cookiecutter.package_name }}.chassis.secrets import Secret
+
+log = structlog.get_logger("probe")
+
+
+@environ.config(frozen=True)
+class Mail:
+    note: str = "a field that is no setting"
+    host: str = environ.var(help="mail server")
+    password: Secret = secret(help="its password")
+
+
+@environ.config(frozen=True)
+class Probe:
+    name: str = environ.var(help="what to call it")
+    password: Secret = secret(help="a required secret")
+    key: Secret = secret(optional=True, help="an optional secret")
+    flag: bool = environ.var(False, boolean, help="a switch")
+    start_delay: float = environ.var(0, seconds(0, 60), help="how long the start-up takes")
+    broken_metric: bool = environ.var(False, boolean, help="have a metric that can't be collected")
+    start_error: str = environ.var("", help="what goes wrong in the start-up")
+    stop_delay: float = environ.var(0, seconds(0, 60), help="how long the end takes")
+
+
+@environ.config(prefix="APP", frozen=True)
+class Config(Settings):
+    probe: Probe = environ.group(Probe)
+    mail: Mail | None = environ.group(Mail, optional=True)
+
+    def __attrs_post_init__(self) -> None:
+        if self.http.port == self.admin.port == 4242:
+            raise ValueError("the two ports must differ")
+
+
+class Gate:
+    """A dependency that is open, shut or hangs, as it is told."""
+
+    mode = "open"
+    asked = 0
+
+    async def ping(self) -> None:
+        self.asked += 1
+        if self.mode == "hang":
+            await asyncio.sleep(60)
+        if self.mode == "shut":
+            raise ConnectionError("the gate is shut")
+
+
+class Lamp(Gate):
+    """One that only informs."""
+
+
+class Broken(Collector):
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> NoReturn:
+        raise RuntimeError("no figures")
+
+
+def register(registry: svcs.Registry, config: Config) -> None:
+    if config.probe.broken_metric:
+        REGISTRY.register(Broken())
+    registry.register_value(Gate, Gate(), ping=Gate.ping)
+    registry.register_value(Lamp, Lamp(), ping=Lamp.ping, on_registry_close=lambda: log.info("registry closed"))
+
+
+class Unraisable:
+    def __del__(self) -> None:
+        raise OSError("in __del__")
+
+
+async def trouble(request: Request) -> Response:
+    kind = request.path_params["kind"]
+    if kind == "exception":
+        raise RuntimeError("boom")
+    elif kind == "exit":
+        sys.exit(3)
+    elif kind == "library":
+        logging.getLogger("a.library").warning("from a %s", "library", extra={"shelf": 3})
+        logging.getLogger("a.library").warning("bad %d", "format")
+    elif kind == "warning":
+        warnings.warn("old", UserWarning, stacklevel=1)
+    elif kind == "thread":
+        thread = threading.Thread(target=lambda: [][0], name="worker")
+        thread.start()
+        thread.join()
+    elif kind == "task":
+        asyncio.get_running_loop().call_soon(lambda: [][0])
+    elif kind == "unraisable":
+        Unraisable()
+    elif kind == "odd":
+        loop: list[object] = []
+        loop.append(loop)
+        log.info("odd", surrogate="\udc80", cycle=loop)
+        structlog.get_logger().info("with %s", "arguments")
+    elif kind == "deliberate":
+        return JSONResponse({"mine": True}, 500)
+    elif kind == "stream":
+        return StreamingResponse(iter([b"a", b"b"]), 500)
+    return PlainTextResponse(kind)
+
+
+async def slow(request: Request) -> Response:
+    log.info("slow begins")
+    await asyncio.sleep(float(request.query_params["s"]))
+    return PlainTextResponse("done")
+
+
+async def stubborn(request: Request) -> Response:
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            log.info("cancel ignored")
+
+
+async def block(request: Request) -> Response:
+    time.sleep(float(request.query_params["s"]))  # noqa: ASYNC251
+    return PlainTextResponse("moved")
+
+
+async def length(request: Request) -> Response:
+    return PlainTextResponse(str(len(await request.body())))
+
+
+async def stream(request: Request) -> Response:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(int(request.query_params["n"])):
+            yield b"x" * 1000
+        if "raise" in request.query_params:
+            raise RuntimeError("half way")
+
+    return StreamingResponse(chunks())
+
+
+async def address(request: Request) -> Response:
+    return PlainTextResponse(f"{request.url.scheme} {request.client.host if request.client else ''}")
+
+
+class Silent:
+    """An ASGI app that answers nothing."""
+
+    async def __call__(self, scope: object, receive: object, send: object) -> None: ...
+
+
+def create_app(config: Config, registry: svcs.Registry) -> Starlette:
+    async def gate(request: Request) -> Response:
+        async with svcs.Container(registry) as services:
+            service = await services.aget({"gate": Gate, "lamp": Lamp}[request.path_params["name"]])
+        service.mode = request.query_params.get("mode", service.mode)
+        return PlainTextResponse(str(service.asked))
+
+    async def reveal(request: Request) -> Response:
+        return JSONResponse([config.probe.password.reveal(), config.probe.key.reveal()])
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        await asyncio.sleep(config.probe.start_delay)
+        if config.probe.start_error:
+            raise RuntimeError(config.probe.start_error)
+        yield
+        await asyncio.sleep(config.probe.stop_delay)
+        log.info("service closed")
+
+    return Starlette(
+        routes=[
+            Route("/trouble/{kind}", trouble),
+            Route("/slow", slow),
+            Route("/stubborn", stubborn),
+            Route("/block", block),
+            Route("/length", length, methods=["POST"]),
+            Route("/stream", stream),
+            Route("/address", address),
+            Route("/silent", Silent()),
+            Route("/gate/{name}", gate),
+            Route("/reveal", reveal),
+        ],
+        lifespan=lifespan,
+    )
+
+
+def service() -> cli.Service:
+    return cli.Service("{{ cookiecutter.project_slug }}", Config, register, create_app, informs=[Lamp])
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main("{{ cookiecutter.project_slug }}", service, sys.argv[1:], os.environ))

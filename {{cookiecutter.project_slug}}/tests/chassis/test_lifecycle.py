@@ -1,0 +1,152 @@
+"""Contract, section 7: start and stop, and no request lost in between."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+
+import pytest
+
+from .conftest import Start
+from .process import Asking, Process, wait_for
+
+
+def test_a_slow_request_is_answered_and_then_the_process_ends(own: Process) -> None:
+    slow = Asking(own, "/slow?s=1")
+    own.line("slow begins")
+    told = own.signal(signal.SIGTERM)
+    assert wait_for(lambda: own.readiness()["state"] == "draining")
+    assert time.monotonic() - told < 0.2
+    assert own.wait() == 0
+    ended = time.monotonic()
+    slow.join()
+    assert slow.answer is not None
+    assert (slow.answer.status, slow.answer.body) == (200, b"done")
+    assert slow.answer.headers["connection"] == "close"
+    assert ended - slow.at < 1
+    events = [line["event"] for line in own.lines()]
+    assert events[-3:] == ["service closed", "registry closed", "stopped"]
+
+
+def test_during_the_delay_requests_are_taken_and_connections_end(start: Start) -> None:
+    process = start(APP_DRAIN_DELAY="1").ready()
+    kept = process.connect()
+    assert "connection" not in process.ask("/trouble/before", on=kept).headers
+    idle = process.connect()
+    process.ask("/trouble/idle", on=idle)
+    told = process.signal(signal.SIGTERM)
+    process.line("draining")
+    answer = process.ask("/trouble/kept", on=kept)
+    assert (answer.status, answer.headers["connection"]) == (200, "close")
+    assert process.ask("/trouble/new").status == 200
+    assert process.wait() == 0
+    assert 1 <= time.monotonic() - told < 3
+    assert idle.sock is not None
+    assert idle.sock.recv(1) == b""
+    with pytest.raises(ConnectionRefusedError):
+        process.ask("/trouble/late")
+
+
+def test_interrupt_stops_without_the_delay(start: Start) -> None:
+    process = start(APP_DRAIN_DELAY="60").ready()
+    told = process.signal(signal.SIGINT)
+    assert process.wait() == 0
+    assert time.monotonic() - told < 3
+    assert process.line("draining")["delay_s"] == 0
+
+
+def test_a_request_cut_off_at_the_deadline_is_counted_and_told(start: Start) -> None:
+    process = start(APP_DRAIN_TIMEOUT="0.2").ready()
+    slow = [Asking(process, "/slow?s=60") for _ in range(2)]
+    wait_for(lambda: len(process.lines("slow begins")) == 2)
+    assert process.stop() == 1
+    assert process.line("requests cut off")["requests"] == 2
+    for request in slow:
+        request.join()
+        assert request.answer is not None
+        assert (request.answer.status, request.answer.json()["detail"]) == (503, "The service is stopping.")
+    assert [line["status"] for line in process.lines("request")] == [503, 503]
+
+
+def test_a_handler_that_ignores_its_end_can_not_hold_the_process(start: Start) -> None:
+    process = start(APP_DRAIN_TIMEOUT="0.1").ready()
+    request = Asking(process, "/stubborn")
+    wait_for(lambda: "http_server_active_requests 1.0" in process.ask("/metrics", port="admin").body.decode())
+    assert process.stop() == 1
+    request.join()
+    assert process.lines("cancel ignored")
+
+
+@pytest.mark.parametrize(("first", "second"), [("SIGTERM", "SIGTERM"), ("SIGTERM", "SIGINT"), ("SIGINT", "SIGINT")])
+def test_a_second_signal_ends_it_at_once(start: Start, first: str, second: str) -> None:
+    process = start(APP_DRAIN_DELAY="60").ready()
+    slow = Asking(process, "/slow?s=60")
+    process.line("slow begins")
+    process.signal(signal.Signals[first])
+    process.line("draining")
+    told = process.signal(signal.Signals[second])
+    assert process.wait() == 128 + signal.Signals[second]
+    assert time.monotonic() - told < 1
+    slow.join()
+
+
+def test_half_sent_headers_do_not_hold_the_stop(own: Process) -> None:
+    with socket.create_connection(("127.0.0.1", own.port())) as half:
+        half.sendall(b"GET / HTTP/1.1\r\nHost:")
+        own.ask("/trouble/after")
+        told = own.signal(signal.SIGTERM)
+        assert own.wait() == 0
+    assert time.monotonic() - told < 3
+
+
+def test_a_request_whose_headers_end_during_the_stop_is_answered(own: Process) -> None:
+    slow = Asking(own, "/slow?s=0.5")
+    with socket.create_connection(("127.0.0.1", own.port())) as late:
+        late.sendall(b"GET /trouble/late HTTP/1.1\r\nHost:")
+        own.line("slow begins")
+        own.signal(signal.SIGTERM)
+        own.line("draining")
+        late.sendall(b" x\r\n\r\n")
+        assert late.recv(1000).startswith(b"HTTP/1.1 200")
+    assert own.wait() == 0
+    slow.join()
+
+
+def test_a_stop_during_the_start_up_ends_it(start: Start) -> None:
+    process = start(APP_PROBE_START_DELAY="60")
+    process.line("listening")
+    wait_for(lambda: process.ask("/-/ready").status == 503)
+    assert process.stop() == 0
+    assert not process.lines("ready")
+
+
+def test_a_failing_start_up_is_one_clear_line(start: Start) -> None:
+    process = start(APP_PROBE_START_ERROR="no database")
+    assert process.wait() == 1
+    assert "no database" in process.line("startup failed")["error"]
+    assert not process.lines("ready")
+
+
+def test_an_end_that_hangs_is_given_up(start: Start) -> None:
+    process = start(APP_PROBE_STOP_DELAY="60", APP_DRAIN_TIMEOUT="0.1").ready()
+    process.signal(signal.SIGTERM)
+    assert process.wait(20) == 1
+    assert process.line("shutdown failed")["error"].startswith("not done after")
+
+
+@pytest.mark.parametrize("name", ["HTTP", "ADMIN"])
+def test_a_port_in_use_is_one_clear_line(start: Start, name: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = start.service(**{f"APP_{name}_PORT": str(port)})
+        assert process.wait() == 1
+    [line] = process.lines()
+    assert (line["event"], line["setting"], line["port"]) == ("can't listen", f"APP_{name}_PORT", port)
+    assert "in use" in line["error"]
+
+
+def test_the_process_keeps_serving_through_hangups(own: Process) -> None:
+    for _ in range(20):
+        own.signal(signal.SIGHUP)
+    assert own.ask("/trouble/nothing").status == 200

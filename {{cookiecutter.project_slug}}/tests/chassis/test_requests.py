@@ -1,0 +1,109 @@
+"""Contract, section 9: every request gets an answer that tells the client enough, and not more."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from .conftest import PROBE, Start
+from .process import Process, wait_for
+
+
+def test_an_unhandled_exception_tells_the_client_only_the_request_id(own: Process) -> None:
+    answer = own.ask("/trouble/exception", headers={"X-Request-ID": "r1"})
+    assert (answer.status, answer.headers["content-type"]) == (500, "application/problem+json")
+    assert answer.json() == {"status": 500, "title": "Internal Server Error", "request_id": "r1"}
+    line = own.line("unhandled exception")
+    assert line["request_id"] == "r1"
+    assert "RuntimeError: boom" in line["exception"]
+    assert own.request_line("/trouble/exception")["status"] == 500
+
+
+@pytest.mark.parametrize("path", ["/silent", "/trouble/exit"])
+def test_no_answer_and_an_exit_are_errors_like_any_other(probe: Process, path: str) -> None:
+    assert probe.ask(path).headers["content-type"] == "application/problem+json"
+    assert probe.ask("/trouble/nothing").status == 200
+
+
+def test_an_answer_of_500_that_the_service_means_is_its_own(probe: Process) -> None:
+    assert probe.ask("/trouble/deliberate").json() == {"mine": True}
+    assert probe.ask("/trouble/stream").body == b"ab"
+
+
+def test_an_answer_that_breaks_half_way_ends_the_connection(own: Process) -> None:
+    with socket.create_connection(("127.0.0.1", own.port())) as client:
+        client.sendall(b"GET /stream?n=1&raise=1 HTTP/1.1\r\nHost: x\r\n\r\n")
+        received = b"".join(iter(lambda: client.recv(65536), b""))
+    assert received.startswith(b"HTTP/1.1 200")
+    assert not received.endswith(b"0\r\n\r\n")
+    assert "half way" in own.line("unhandled exception")["exception"]
+
+
+def test_long_answers_arrive_whole(probe: Process) -> None:
+    assert len(probe.ask("/stream?n=5000").body) == 5_000_000
+
+
+def test_pipelined_requests_are_answered_in_order(probe: Process) -> None:
+    with socket.create_connection(("127.0.0.1", probe.port())) as client:
+        request = "GET /trouble/{} HTTP/1.1\r\nHost: x\r\nX-Request-ID: {}\r\n{}\r\n"
+        ids = range(5)
+        client.sendall("".join(request.format(i, i, "Connection: close\r\n" * (i == 4)) for i in ids).encode())
+        received = b"".join(iter(lambda: client.recv(65536), b""))
+    assert [answer[-1:] for answer in received.split(b"HTTP/1.1 200 OK")[1:]] == [b"0", b"1", b"2", b"3", b"4"]
+
+
+def test_a_body_over_the_limit_is_refused(start: Start) -> None:
+    process = start(APP_HTTP_MAX_BODY="1000").ready()
+    assert process.ask("/length", method="POST", body=b"x" * 1000).body == b"1000"
+    for body in (b"x" * 1001, iter([b"x" * 1000, b"x"])):
+        answer = process.ask("/length", method="POST", body=body)
+        assert (answer.status, answer.headers["connection"]) == (413, "close")
+        assert answer.json()["detail"] == "A request body may have 1000 bytes at most."
+    wait_for(lambda: len(process.lines("request")) == 3)
+    assert not process.lines("unhandled exception")
+
+
+def test_a_client_that_leaves_is_no_error(own: Process) -> None:
+    with socket.create_connection(("127.0.0.1", own.port())) as client:
+        client.sendall(b"POST /length HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
+        wait_for(lambda: b"active_requests 1.0" in own.ask("/metrics", port="admin").body)
+    assert own.request_line("/length")["status"] == 499
+    assert not own.lines("unhandled exception")
+
+
+@pytest.mark.parametrize("bad", [b"NONSENSE", b"GET / HTTP/1.1\r\nContent-Length: x", b"GET \xff HTTP/1.1"])
+def test_what_is_not_http_gets_400_and_costs_nobody_else(probe: Process, bad: bytes) -> None:
+    kept = probe.connect()
+    probe.ask("/trouble/before", on=kept)
+    with socket.create_connection(("127.0.0.1", probe.port())) as client:
+        client.sendall(bad + b"\r\n\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 400")
+    assert probe.ask("/trouble/after", on=kept).status == 200
+
+
+def test_headers_that_do_not_come_end_the_connection(start: Start) -> None:
+    # The limit is no setting: it is shortened in the process itself.
+    patch = "from {{ cookiecutter.package_name }}.chassis import server; server.HEADER_TIMEOUT = 0.1"
+    code = f"import runpy; {patch}; runpy.run_path({PROBE[1]!r}, run_name='__main__')"
+    process = start.run([PROBE[0], "-c", code], {"APP_PROBE_NAME": "x"}).ready()
+    with socket.create_connection(("127.0.0.1", process.port())) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost:")
+        assert client.recv(1) == b""
+    assert process.ask("/slow?s=1.5").status == 200
+
+
+def test_an_upgrade_that_nobody_offers_is_answered_as_a_plain_request(probe: Process) -> None:
+    headers = {"Connection": "Upgrade", "Upgrade": "h2c"}
+    assert probe.ask("/trouble/nothing", headers=headers).status == 200
+
+
+@pytest.mark.parametrize(
+    ("trusted", "address"),
+    [("127.0.0.0/8,10.0.0.0/8", "https 203.0.113.7"), ("192.0.2.1", "http 127.0.0.1"), ("", "http 127.0.0.1")],
+)
+def test_forwarded_addresses_are_believed_from_trusted_proxies_only(start: Start, trusted: str, address: str) -> None:
+    process = start(APP_HTTP_TRUSTED_PROXIES=trusted).ready()
+    headers = {"X-Forwarded-For": "198.51.100.1, 203.0.113.7, 10.1.1.1", "X-Forwarded-Proto": "https"}
+    assert process.ask("/address", headers=headers).body.decode() == address
+    assert process.request_line("/address")["client"] == address.split()[1]
