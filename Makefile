@@ -1,0 +1,30 @@
+.PHONY: demo test lint clean
+.DEFAULT_GOAL := test
+
+VENV := .venv/bin
+
+demo: .venv/ready  ## bake the default service and run it
+	@$(VENV)/python scripts/demo.py
+
+test: .venv/ready  ## everything, the slow tests too
+	$(VENV)/python -m pytest
+
+lint: .venv/ready
+	$(VENV)/ruff check
+	$(VENV)/ruff format --check
+	$(VENV)/mypy
+
+clean:
+	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv/ready: pyproject.toml
+	@for python in python3.14 python3.13 python3.12 python3.11 python3; do \
+		if $$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			echo "Setting up .venv with $$($$python --version) ..."; \
+			$$python -m venv --clear .venv && exit 0 || exit 1; \
+		fi; \
+	done; \
+	echo "No Python 3.11 or newer with the venv module was found (Debian: apt install python3-venv)." >&2; exit 1
+	@$(VENV)/python -m pip install --quiet --disable-pip-version-check "uv>=0.13,<0.14"
+	@$(VENV)/uv pip install --quiet --python $(VENV)/python --group dev
+	@touch $@
