@@ -75,8 +75,7 @@ def serve(project: Path, uv: str) -> int:
         f"{traffic}/greetings/you": "the sample route",
         f"{traffic}/-/ready": "may it get traffic?",
         f"{admin}/-/ready": "the same, with every check",
-        f"{admin}/-/config": "every setting, and where its value comes from",
-        f"{admin}/-/version": "what is running",
+        f"{admin}/": "what it is, has, and waits for: start here",
         f"{admin}/metrics": "metrics for Prometheus",
     }
     # A session of its own: Ctrl-C in the terminal must reach the service once, from here.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -151,6 +152,16 @@ async def block(request: Request) -> Response:
     return PlainTextResponse("moved")
 
 
+async def hold(request: Request) -> Response:
+    took, size = 0.0, 18
+    while took < 1.5:
+        began = time.monotonic()
+        # A match that goes back and forth in C, with the GIL held.
+        re.match(r"(a+)+$", "a" * size + "b")
+        took, size = time.monotonic() - began, size + 1
+    return PlainTextResponse("let go")
+
+
 async def length(request: Request) -> Response:
     return PlainTextResponse(str(len(await request.body())))
 
@@ -200,6 +211,7 @@ def create_app(config: Config, registry: svcs.Registry) -> Starlette:
             Route("/slow", slow),
             Route("/stubborn", stubborn),
             Route("/block", block),
+            Route("/hold", hold),
             Route("/length", length, methods=["POST"]),
             Route("/stream", stream),
             Route("/address", address),

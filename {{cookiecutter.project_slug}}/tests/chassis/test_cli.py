@@ -57,7 +57,7 @@ def test_the_example_environment_is_current(start: Start) -> None:
     process = start.service("config", "--format", "dotenv")
     assert process.wait() == 0
     current = (ROOT / ".env.example").read_text() == process.out.read_text()
-    assert current, "run: uv run python -m {{ cookiecutter.package_name }} config --format dotenv > .env.example"
+    assert current, "run: uv run {{ cookiecutter.project_slug }} config --format dotenv > .env.example"
 
 
 def test_healthcheck_asks_for_readiness(start: Start) -> None:

@@ -302,7 +302,8 @@ def load(cls: type[T], env: Mapping[str, str]) -> Loaded[T]:
         required=[name for name, setting in wanted.items() if setting.required],
         optional=[name for name, setting in wanted.items() if not setting.required],
     )
-    secrets.values, unreadable = secrets.read()
+    values_now, unreadable = secrets.read()
+    secrets.take(values_now)
 
     problems, values = [], dict[str, Any]()
     for setting in plain:

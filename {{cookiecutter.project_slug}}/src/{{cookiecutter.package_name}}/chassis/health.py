@@ -6,31 +6,41 @@ A dependency that liveness asked would make the orchestrator restart every insta
 from __future__ import annotations
 
 import asyncio
-import sys
+import threading
 import time
-import traceback
 from concurrent.futures import wait
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 import attrs
 import svcs
+
+from .stacks import thread_stack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
 BEAT = 0.1
 FRESH = 1.0
+
+
+def timestamp(seconds: float) -> str:
+    """Return *seconds* since 1970 as RFC 3339 says, in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 State = Literal["starting", "ready", "draining"]
 
 
 @attrs.frozen
 class Check:
-    """The outcome of one readiness check; *duration* in seconds."""
+    """The outcome of one readiness check: *duration* in seconds, *at* in seconds since 1970."""
 
     name: str
     gates: bool
     error: str | None
     duration: float
+    at: float
 
     @property
     def status(self) -> str:
@@ -38,6 +48,17 @@ class Check:
         if self.error is None:
             return "pass"
         return "fail" if self.gates else "warn"
+
+    def as_dict(self) -> dict[str, object]:
+        """Return it in the shape of draft-inadarei-api-health-check-06."""
+        output = {"output": self.error} if self.error is not None else {}
+        return {
+            "status": self.status,
+            "time": timestamp(self.at),
+            "observedValue": round(self.duration * 1000, 3),
+            "observedUnit": "ms",
+            **output,
+        }
 
 
 @attrs.frozen
@@ -62,17 +83,7 @@ class Report:
         body: dict[str, object] = {"status": "pass" if self.ready else "fail", "state": self.state}
         if self.reason is not None:
             body["output"] = self.reason
-        body["checks"] = {
-            check.name: [
-                {
-                    "status": check.status,
-                    "observedValue": round(check.duration * 1000, 3),
-                    "observedUnit": "ms",
-                    **({"output": check.error} if check.error is not None else {}),
-                }
-            ]
-            for check in self.checks
-        }
+        body["checks"] = {check.name: [check.as_dict()] for check in self.checks}
         return body
 
 
@@ -90,29 +101,30 @@ class Health:
         self.state: State = "starting"
         self.started = time.time()
         self._check_timeout = check_timeout
-        self._stall_limit = stall_limit
+        self.stall_limit = stall_limit
+        self.thread = 0
         self._informs = {f"{cls.__module__}.{cls.__qualname__}" for cls in informs}
         self._registry: svcs.Registry | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = 0
+        self.loop: asyncio.AbstractEventLoop | None = None
         self._beat = 0.0
         self._run: asyncio.Task[tuple[Check, ...]] | None = None
         self._checks: tuple[float, tuple[Check, ...]] = (float("-inf"), ())
 
-    async def heartbeat(self, thread: int, observe_lag: Callable[[float], None]) -> None:
-        """Beat for as long as the loop runs in *thread*; report how late each beat was, in seconds."""
-        self._loop = asyncio.get_running_loop()
-        self._thread = thread
+    async def heartbeat(self, *observers: Callable[[float], None]) -> None:
+        """Beat for as long as the loop runs; tell the *observers* how late each beat was, in seconds."""
+        self.loop = asyncio.get_running_loop()
+        self.thread = threading.get_ident()
         self._beat = due = time.monotonic()
         try:
             while True:
                 due += BEAT
                 await asyncio.sleep(due - time.monotonic())
                 self._beat = time.monotonic()
-                observe_lag(max(0.0, self._beat - due))
+                for observe in observers:
+                    observe(max(0.0, self._beat - due))
                 due = self._beat
         finally:
-            self._loop = None
+            self.loop = None
 
     def watch(self, registry: svcs.Registry) -> None:
         """Take the pings of *registry* as readiness checks."""
@@ -120,15 +132,11 @@ class Health:
 
     def stalled(self) -> float:
         """Return the seconds that the event loop is overdue."""
-        return max(0.0, time.monotonic() - self._beat - BEAT) if self._loop is not None else 0.0
+        return max(0.0, time.monotonic() - self._beat - BEAT) if self.loop is not None else 0.0
 
     def stuck_at(self) -> str | None:
-        """Return where the event loop is stuck, innermost frame last, or None while it is alive."""
-        if self.stalled() < self._stall_limit:
-            return None
-        frame = sys._current_frames().get(self._thread)
-        stack = traceback.extract_stack(frame) if frame is not None else []
-        return "\n".join(f"{entry.filename}:{entry.lineno} {entry.name}" for entry in stack)
+        """Return where the event loop is stuck, innermost place last, or None while it is alive."""
+        return "\n".join(thread_stack(self.thread)) if self.stalled() >= self.stall_limit else None
 
     async def ready(self) -> Report:
         """Answer a readiness probe, in the event loop; probes at the same time share one run of the checks."""
@@ -145,12 +153,12 @@ class Health:
         at, checks = self._checks
         if self.state != "ready" or time.monotonic() - at <= FRESH:
             return Report(self.state, checks if self.state == "ready" else ())
-        loop = self._loop
+        loop = self.loop
         if loop is None or self.stalled() > FRESH:
             return Report(self.state, reason="the event loop is stuck")
         future = asyncio.run_coroutine_threadsafe(self.ready(), loop)
         while not wait({future}, BEAT).done:
-            if self._loop is None or self.stalled() > FRESH:
+            if self.loop is None or self.stalled() > FRESH:
                 return Report(self.state, reason="the event loop is stuck")
         return future.result()
 
@@ -174,4 +182,10 @@ class Health:
             error = f"no answer within {self._check_timeout:g} s"
         except Exception as exception:
             error = f"{type(exception).__name__}: {exception}"
-        return Check(ping.name.rpartition(".")[2], ping.name not in self._informs, error, time.perf_counter() - began)
+        return Check(
+            ping.name.rpartition(".")[2],
+            ping.name not in self._informs,
+            error,
+            time.perf_counter() - began,
+            time.time(),
+        )

@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import threading
+import time
 import warnings
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,47 @@ def write(line: str) -> None:
     with _lock, contextlib.suppress(OSError):
         while data:
             data = data[os.write(sys.stdout.fileno(), data) :]
+
+
+class Levels:
+    """The levels of loggers, changed for a limited time."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, int] = {}
+        self._timer: threading.Timer | None = None
+        self._until = 0.0
+        self._lock = threading.Lock()
+
+    def show(self) -> dict[str, object]:
+        """Return the level of every known logger, and how many seconds are left until changes are undone."""
+        names = sorted(name for name in logging.root.manager.loggerDict)
+        levels = {name: logging.getLevelName(logging.getLogger(name).getEffectiveLevel()).lower() for name in names}
+        left = round(max(0.0, self._until - time.monotonic()), 1) if self._before else None
+        return {"root": logging.getLevelName(logging.root.level).lower(), "loggers": levels, "reverts_in_s": left}
+
+    def change(self, name: str, level: str, seconds: float, by: str) -> None:
+        """Set the logger *name* ("root": all that have no level of their own) to *level* for some *seconds*."""
+        with self._lock:
+            logger = logging.getLogger(None if name == "root" else name)
+            self._before.setdefault(name, logger.level)
+            logger.setLevel(level.upper())
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = threading.Timer(seconds, self.revert, ("the timer",))
+            self._timer.daemon = True
+            self._until = time.monotonic() + seconds
+            self._timer.start()
+        get_logger("logs").warning("log level changed", changed=name, to=level, for_s=seconds, by=by)
+
+    def revert(self, by: str) -> None:
+        """Set all changed loggers to what they were before the first change."""
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+            before, self._before = self._before, {}
+            for name, level in before.items():
+                logging.getLogger(None if name == "root" else name).setLevel(level)
+        get_logger("logs").warning("log levels are back", reverted=sorted(before), by=by)
 
 
 class _Logger:

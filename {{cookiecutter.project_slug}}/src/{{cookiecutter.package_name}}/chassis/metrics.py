@@ -48,3 +48,25 @@ class Metrics:
         """Return all metrics in the format that *accept* asks for, and its content type."""
         encode, content_type = choose_encoder(accept)
         return encode(self.registry), content_type
+
+    def routes(self) -> list[dict[str, object]]:
+        """Sum up the answered requests of each route, for people: how many, how many with 5xx, the mean in ms."""
+        sums: dict[tuple[str, str], list[float]] = {}
+        for sample in next(iter(self.duration.collect())).samples:
+            labels = sample.labels
+            total = sums.setdefault((labels["http_route"], labels["http_request_method"]), [0, 0, 0])
+            if sample.name.endswith("_count"):
+                total[0] += sample.value
+                total[1] += sample.value if labels["http_response_status_code"].startswith("5") else 0
+            elif sample.name.endswith("_sum"):
+                total[2] += sample.value
+        return [
+            {
+                "route": route or "(unknown)",
+                "method": method,
+                "requests": int(count),
+                "errors": int(errors),
+                "mean_ms": round(seconds / count * 1000, 3),
+            }
+            for (route, method), (count, errors, seconds) in sorted(sums.items())
+        ]

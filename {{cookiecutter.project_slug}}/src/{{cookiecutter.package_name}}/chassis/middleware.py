@@ -7,6 +7,8 @@ that is starting or draining.
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 import re
 import secrets
 import time
@@ -17,7 +19,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
+from .health import timestamp
 from .logs import get_logger
+from .metrics import METHODS
+from .stacks import await_chain, where
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping, Sequence
@@ -46,15 +51,61 @@ class BodyTooLargeError(Exception):
     """Raised by ``receive`` where the body goes over the limit."""
 
 
+class Traffic:
+    """The requests in flight, and the twenty slowest of the last five to ten minutes."""
+
+    KEEP = 20
+    PERIOD: float = 300
+
+    def __init__(self) -> None:
+        self.in_flight: set[Request] = set()
+        self._since = time.monotonic()
+        self._serial = itertools.count()
+        self._slowest: list[tuple[float, int, dict[str, object]]] = []
+        self._before: list[tuple[float, int, dict[str, object]]] = []
+
+    def note(self, duration: float, request: Request, status: int) -> None:
+        """Remember a finished request if it is one of the slowest; *duration* in seconds."""
+        now = time.monotonic()
+        if now - self._since > self.PERIOD:
+            self._since, self._before, self._slowest = now, self._slowest, []
+        if len(self._slowest) == self.KEEP and duration <= self._slowest[0][0]:
+            return
+        what = {"ended": timestamp(time.time()), "duration_ms": round(duration * 1000, 3), "status": status}
+        heapq.heappush(self._slowest, (duration, next(self._serial), what | request.as_dict()))
+        if len(self._slowest) > self.KEEP:
+            heapq.heappop(self._slowest)
+
+    def slowest(self) -> list[dict[str, object]]:
+        """Return the slowest requests, slowest first."""
+        return [what for *_, what in heapq.nlargest(self.KEEP, [*self._slowest, *self._before])]
+
+    def waiting(self) -> list[dict[str, object]]:
+        """Return the requests in flight, oldest first, each with the places it waits at."""
+        now = time.perf_counter()
+        requests = sorted(self.in_flight.copy(), key=lambda request: request.began)
+        rows = []
+        for request in requests:
+            chain = await_chain(request.task) if request.task is not None else ()
+            age = round((now - request.began) * 1000, 3)
+            rows.append({"age_ms": age, **request.as_dict(), "where": where(chain), "awaits": chain})
+        return rows
+
+    def running(self, loop: asyncio.AbstractEventLoop | None) -> dict[str, object] | None:
+        """Return the request whose task *loop* runs at this moment."""
+        task = asyncio.current_task(loop) if loop is not None else None
+        return next((request.as_dict() for request in self.in_flight.copy() if request.task is task), None)
+
+
 class Middleware:
     """Wraps the service's ASGI *app*; bodies over *max_body* bytes are answered with 413."""
 
-    def __init__(self, app: App, health: Health, metrics: Metrics, max_body: int) -> None:
+    def __init__(self, app: App, health: Health, metrics: Metrics, traffic: Traffic, max_body: int) -> None:
         self.app = app
         self.health = health
         self.metrics = metrics
+        self.traffic = traffic
         self.max_body = max_body
-        self.in_flight: set[Request] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await Request(self, scope, receive, send).handle()
@@ -66,6 +117,7 @@ class Request:
     def __init__(self, middleware: Middleware, scope: Scope, receive: Receive, send: Send) -> None:
         self.middleware = middleware
         self.scope = scope
+        self.task = asyncio.current_task()
         self._receive = receive
         self._send = send
         self.began = time.perf_counter()
@@ -76,11 +128,23 @@ class Request:
         self._held: list[Message] = []
         self._headers: list[tuple[bytes, bytes]] = []
 
+    @property
+    def route(self) -> str | None:
+        """The template of the route that took the request."""
+        route: str | None = getattr(self.scope.get("route"), "path", None)
+        return route
+
+    def as_dict(self) -> dict[str, object]:
+        """Say which request it is, in what is fit for operators' eyes."""
+        method = self.scope["method"]
+        known = method if method in METHODS else "_OTHER"
+        return {"method": known, "route": self.route, "request_id": self.request_id, "trace_id": self.trace_id}
+
     async def handle(self) -> None:
         """Answer the request, whatever the service does."""
         middleware = self.middleware
         length = self._identify()
-        middleware.in_flight.add(self)
+        middleware.traffic.in_flight.add(self)
         middleware.metrics.active.inc()
         try:
             if self.scope["path"] == "/-/ready":
@@ -106,13 +170,15 @@ class Request:
                 length = int(value)
         request_id = request_id or secrets.token_hex(16).encode()
         self.request_id = request_id.decode()
+        self.trace_id: str | None = None
         self._headers.append((b"x-request-id", request_id))
         # The task may have been started by an earlier request on the same connection, with that one's context.
         clear_contextvars()
         bind_contextvars(request_id=self.request_id)
         if match := TRACEPARENT.fullmatch(traceparent):
             self._headers.append((b"traceparent", traceparent))
-            bind_contextvars(trace_id=match[1].decode(), span_id=match[2].decode())
+            self.trace_id = match[1].decode()
+            bind_contextvars(trace_id=self.trace_id, span_id=match[2].decode())
         return length
 
     async def _ready(self) -> None:
@@ -197,13 +263,14 @@ class Request:
     def _finish(self) -> None:
         """Count and log the request, once: when its answer is complete or nobody waits for it any more."""
         middleware, scope = self.middleware, self.scope
-        if self not in middleware.in_flight:
+        if self not in middleware.traffic.in_flight:
             return
-        middleware.in_flight.discard(self)
+        middleware.traffic.in_flight.discard(self)
         middleware.metrics.active.dec()
         duration = time.perf_counter() - self.began
         status = self.status or CLIENT_CLOSED_REQUEST
-        route = getattr(scope.get("route"), "path", None)
+        route = self.route
+        middleware.traffic.note(duration, self, status)
         middleware.metrics.observe(scope["method"], route or "", status, duration)
         log.info(
             "request",

@@ -6,7 +6,6 @@ import asyncio
 import importlib.metadata
 import os
 import platform
-import threading
 from typing import TYPE_CHECKING
 
 import svcs
@@ -16,8 +15,9 @@ from . import admin, logs
 from .config import ConfigurationError, load
 from .health import Health
 from .metrics import Metrics
-from .middleware import Middleware
+from .middleware import Middleware, Traffic
 from .server import Server, listen
+from .stacks import Watchdog
 
 if TYPE_CHECKING:
     import socket
@@ -71,8 +71,13 @@ async def _serve(service: Service, loaded: Loaded[Settings], http: socket.socket
     version = importlib.metadata.version(service.name)
     health = Health(config.health.check_timeout, config.health.stall_limit, service.informs)
     metrics = Metrics({"name": service.name, "version": version, "revision": config.build.revision or ""})
-    beat = asyncio.create_task(health.heartbeat(threading.get_ident(), metrics.lag.observe))
-    admin.serve(operations, admin.Admin(service.name, version, loaded.entries, health, metrics))
+    traffic = Traffic()
+    watchdog = Watchdog(health, lambda: traffic.running(health.loop))
+    beat = asyncio.create_task(health.heartbeat(metrics.lag.observe, watchdog.beat))
+    admin.serve(
+        operations,
+        admin.Admin(service.name, version, config, loaded.entries, loaded.secrets, health, metrics, traffic, watchdog),
+    )
     log.info(
         "listening",
         name=service.name,
@@ -86,7 +91,7 @@ async def _serve(service: Service, loaded: Loaded[Settings], http: socket.socket
     service.register(registry, config)
     health.watch(registry)
     app = service.create_app(config, registry)
-    middleware = Middleware(app, health, metrics, config.http.max_body)
+    middleware = Middleware(app, health, metrics, traffic, config.http.max_body)
     reload = asyncio.Event()
     watcher = asyncio.create_task(_watch_secrets(loaded.secrets, config.secrets.refresh, reload))
     try:
@@ -94,6 +99,7 @@ async def _serve(service: Service, loaded: Loaded[Settings], http: socket.socket
     finally:
         watcher.cancel()
         beat.cancel()
+        watchdog.stop()
         await registry.aclose()
 
 

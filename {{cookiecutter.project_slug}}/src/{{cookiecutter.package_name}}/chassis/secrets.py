@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -59,13 +60,15 @@ class Secret:
 class Secrets:
     """The files in one directory that are this service's secrets, and their values as one set."""
 
-    __slots__ = ("_optional", "directory", "names", "values")
+    __slots__ = ("_optional", "changed", "directory", "names", "values")
 
     def __init__(self, directory: Path, required: Iterable[str], optional: Iterable[str]) -> None:
         self.directory = directory
         self._optional = frozenset(optional)
         self.names = sorted({*required, *self._optional})
         self.values: Mapping[str, str] = {}
+        # When each value was last taken over, in seconds since 1970.
+        self.changed: dict[str, float] = {}
 
     def read(self) -> tuple[dict[str, str], dict[str, str]]:
         """Read all files; return the values, and what is wrong, by the names of the secrets."""
@@ -98,8 +101,16 @@ class Secrets:
             problems = dict.fromkeys(self.names, "the files keep changing while they are read")
         if problems:
             return False, problems
-        self.values = values
+        self.take(values)
         return True, {}
+
+    def take(self, values: Mapping[str, str]) -> None:
+        """Use *values* from now on."""
+        now = time.time()
+        for name in self.names:
+            if values.get(name) != self.values.get(name):
+                self.changed[name] = now
+        self.values = values
 
 
 def read_file(path: Path) -> str:

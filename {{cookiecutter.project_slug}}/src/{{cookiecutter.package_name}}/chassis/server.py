@@ -172,7 +172,7 @@ class Server:
         self._loop.call_later(HEADER_GRACE, self._close_headerless, 0)
         if await self._quiet():
             return 0
-        cut = len(self._middleware.in_flight)
+        cut = len(self._middleware.traffic.in_flight)
         log.error("requests cut off", requests=cut, after_s=timeout)
         for task in list(self._state.tasks):
             task.cancel()

@@ -1,0 +1,80 @@
+"""The page of the admin port: what a person wants to see first, without scripts and from one file."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from .health import Report
+
+LINKS = {
+    "/-/healthy": "does the event loop move?",
+    "/-/ready": "may requests be sent here?",
+    "/-/requests": "what is in flight, and what was slow",
+    "/-/requests?group=where": "where requests wait",
+    "/-/stacks": "every thread and task",
+    "/-/stalls": "when the event loop stood still",
+    "/-/config": "every setting",
+    "/-/version": "what runs",
+    "/-/log-level": "who logs what",
+    "/metrics": "for Prometheus",
+}
+STYLE = """
+:root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 20%, transparent) }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
+h1 { font-size: 1.6rem; margin: 0 } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem }
+.state { display: inline-block; padding: .1rem .8rem; border-radius: 1rem; color: #fff; background: #b3261e }
+.ready, .pass { background: #1a7f37 } .starting, .draining, .warn { background: #9a6700 }
+table { border-collapse: collapse; width: 100% } td, th { text-align: left; padding: .25rem .8rem .25rem 0 }
+td, th { border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere }
+.number { text-align: right } code { font: 13px ui-monospace, monospace } small { opacity: .7 }
+"""
+
+
+def render(
+    about: Mapping[str, object],
+    report: Report,
+    settings: Mapping[str, Mapping[str, object]],
+    routes: Iterable[Mapping[str, object]],
+) -> str:
+    """Return the page as HTML."""
+    name = escape(str(about["name"]))
+    checks = (
+        f"<tr><td>{escape(check.name)}<td><span class='state {check.status}'>{check.status}</span>"
+        f"<td class=number>{check.duration * 1000:.1f} ms<td>{escape(check.error or '')}"
+        for check in report.checks
+    )
+    figures = (
+        f"<tr><td>{escape(str(row['method']))}<td><code>{escape(str(row['route']))}</code>"
+        f"<td class=number>{row['requests']}<td class=number>{row['errors']}<td class=number>{row['mean_ms']} ms"
+        for row in routes
+    )
+    rows = (
+        f"<tr><td><code>{escape(label)}</code><td><code>{escape(_value(setting))}</code>"
+        f"<td>{escape(str(setting['source']))}<td><small>{escape(str(setting['help']))}</small>"
+        for label, setting in settings.items()
+    )
+    links = (f"<tr><td><a href='{path}'>{path}</a><td>{what}" for path, what in LINKS.items())
+    facts = " · ".join(f"{key.replace('_', ' ')} {escape(str(value))}" for key, value in about.items() if value)
+    return f"""<!doctype html>
+<html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width"><link rel=icon href="data:,">
+<title>{name}: {report.word}</title><style>{STYLE}</style>
+<h1>{name} <span class="state {report.word}">{report.word}</span></h1>
+<p><small>{facts}</small></p>{f"<p>{escape(report.reason)}</p>" if report.reason else ""}
+<h2>Checks</h2><table>{"".join(checks) or "<tr><td>none"}</table>
+<h2>Requests since the start</h2>
+<table><tr><th>method<th>route<th class=number>requests<th class=number>5xx<th class=number>mean
+{"".join(figures)}</table>
+<h2>Look closer</h2><table>{"".join(links)}</table>
+<h2>Settings</h2><table><tr><th>name<th>value<th>source<th>meaning{"".join(rows)}</table>
+</html>
+"""
+
+
+def _value(setting: Mapping[str, object]) -> str:
+    if "set" in setting:
+        return "<secret>" if setting["set"] else "not set"
+    return "-" if setting["value"] is None else str(setting["value"])
