@@ -144,7 +144,10 @@ class Server:
         stop = asyncio.create_task(self._stop.wait())
         await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
         stop.cancel()
-        return start.done() and start.result() and not self._signals
+        if not start.done():
+            start.cancel()
+            return False
+        return start.result() and not self._signals
 
     async def _keep_house(self) -> None:
         """Once a second: the Date header, and an end to connections whose request headers don't come."""
