@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import socket
 import time
 from http.client import HTTPConnection
@@ -94,10 +95,13 @@ def test_requests_in_flight_and_slow_ones_are_shown(own: Process) -> None:
 
 
 def test_stacks_of_threads_and_tasks_are_shown_once_each(own: Process) -> None:
+    own.signal(signal.SIGHUP)
+    own.line("secrets are unchanged")
     slow = [Asking(own, "/slow?s=1") for _ in range(3)]
     wait_for(lambda: len(own.lines("slow begins")) == 3)
     text = admin(own, "/-/stacks").body.decode()
     assert re.search(r"3 x task\n(  .*\n)*  .*probe\.py:\d+ slow\n  .* sleep\n", text)
+    assert "1 of them idle in a pool" in text
     assert "thread MainThread\n" in text
     assert "thread watchdog\n" in text
     for one in slow:
@@ -187,6 +191,13 @@ def test_a_page_from_elsewhere_can_change_nothing(probe: Process) -> None:
     assert change(probe, '{"level": "info"}', Origin=f"http://{host}").status == 200
     for ours in ("localhost:1", "[::1]:1", "192.0.2.1"):
         assert admin(probe, "/-/version", Host=ours).status == 200
+
+
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this machine has no IPv6")
+def test_loopback_is_loopback_on_a_socket_for_both_families(start: Start) -> None:
+    process = start(APP_ADMIN_HOST="::").ready()
+    assert admin(process, "/-/stacks").status == 200
+    assert admin(process, "/-/config", Host="evil.test").status == 403
 
 
 def elsewhere() -> str | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -102,7 +102,7 @@ def test_the_service_itself_is_ready_healthy_and_stops(start: Start) -> None:
     assert process.err.read_text() == ""
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/net/if_inet6"), reason="this machine has no IPv6")  # noqa: PTH110
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this machine has no IPv6")
 def test_ipv6_addresses_work(start: Start) -> None:
     process = start(APP_HTTP_HOST="::1", APP_ADMIN_HOST="::1").ready()
     assert process.line("listening")["http"].startswith("[::1]:")

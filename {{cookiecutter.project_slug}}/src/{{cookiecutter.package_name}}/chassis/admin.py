@@ -144,14 +144,14 @@ class Admin:
 
     def _host_is_ours(self, question: Question) -> bool:
         """Say no to a browser on this machine that was led here by a foreign name (DNS rebinding)."""
-        if "host" not in question.headers or not ipaddress.ip_address(question.client).is_loopback:
+        if "host" not in question.headers or not _is_loopback(question.client):
             return True
         host = urlsplit(f"//{question.headers['host']}").hostname or ""
         return host in {"localhost", self.config.admin.host} or _is_address(host)
 
     def _refusal(self, question: Question) -> Answer | None:
         """Say why the one who asks may not have what is guarded; None: they may."""
-        if ipaddress.ip_address(question.client).is_loopback and "authorization" not in question.headers:
+        if _is_loopback(question.client) and "authorization" not in question.headers:
             return None
         token = self.config.admin.token
         if not token.is_set:
@@ -266,6 +266,12 @@ class Admin:
         """The page for people."""
         html = render(self.about(), self.health.ready_from_thread(), self.settings(), self.metrics.routes())
         return Answer(200, html.encode("utf-8", "backslashreplace"), "text/html; charset=utf-8")
+
+
+def _is_loopback(client: str) -> bool:
+    address = ipaddress.ip_address(client)
+    # What an IPv4 client looks like to a socket that takes both.
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def _is_address(host: str) -> bool:

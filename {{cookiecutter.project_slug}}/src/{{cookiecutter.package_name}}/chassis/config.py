@@ -18,6 +18,7 @@ import environ
 from .secrets import Secret, Secrets
 
 T = TypeVar("T", bound="Settings")
+N = TypeVar("N", int, float)
 
 SECRETS_DIRECTORY = Path("/run/secrets")
 # environ-config's mark of a variable without a default.
@@ -36,29 +37,23 @@ def boolean(value: str | bool) -> bool:
 
 def integer(low: int, high: int) -> Callable[[str | int], int]:
     """Make a converter to a whole number from *low* to *high*."""
-
-    def convert(value: str | int) -> int:
-        try:
-            number = int(value)
-        except ValueError:
-            number = low - 1
-        if not low <= number <= high:
-            raise ValueError(f"use a whole number from {low} to {high}")
-        return number
-
-    return convert
+    return _between(int, low, high, f"use a whole number from {low} to {high}")
 
 
 def seconds(low: float, high: float) -> Callable[[str | float], float]:
     """Make a converter to a number of seconds from *low* to *high*."""
+    return _between(float, low, high, f"use a number of seconds from {low:g} to {high:g}")
 
-    def convert(value: str | float) -> float:
+
+def _between(kind: type[N], low: N, high: N, advice: str) -> Callable[[str | N], N]:
+    def convert(value: str | N) -> N:
         try:
-            number = float(value)
+            number = kind(value)
         except ValueError:
-            number = low - 1
+            raise ValueError(advice) from None
+        # Written so that "nan" is refused too.
         if not low <= number <= high:
-            raise ValueError(f"use a number of seconds from {low:g} to {high:g}")
+            raise ValueError(advice)
         return number
 
     return convert
