@@ -1,4 +1,4 @@
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 .DEFAULT_GOAL := test
 
 VENV := .venv/bin
@@ -13,6 +13,9 @@ lint: .venv/ready
 	$(VENV)/ruff check
 	$(VENV)/ruff format --check
 	$(VENV)/mypy
+
+bench: .venv/ready  ## what scraping and probing cost, in throughput; needs wrk
+	@$(VENV)/python benchmarks/introspection.py
 
 clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis

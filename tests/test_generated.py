@@ -1,4 +1,4 @@
-"""Each named combination passes its own checks, and the chassis goes on to when all the rest is a team's own."""
+"""Each named combination passes its own checks, and the chassis does when all the rest is a team's own."""
 
 from pathlib import Path
 

@@ -1,0 +1,173 @@
+"""What it costs to look: requests a second of the traffic port, left alone and looked at once a second.
+
+Bakes the default service, then alternates rounds of wrk without and with one scrape of /metrics and one probe
+of /-/ready a second. What counts is the ratio of neighbours: the figures themselves move with the machine.
+Where others use the machine too, look at the last line: the CPU time that a scrape and a probe take, by which
+their cost at one a second is known without load.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from urllib.request import urlopen
+
+TEMPLATE = Path(__file__).parents[1]
+START_SECONDS = 60
+LOOKS = 500
+
+
+def needed(name: str) -> str:
+    beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    if found := shutil.which(name, path=beside):
+        return found
+    sys.exit(f"{name} is missing (Debian: apt install {name}; uv: make .venv/ready)")
+
+
+def bake(folder: Path) -> Path:
+    command = (sys.executable, "-m", "cookiecutter", "--no-input", "--default-config", "-o", folder, TEMPLATE)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    project = next(folder.iterdir())
+    subprocess.run((needed("uv"), "sync", "--quiet", "--no-dev"), cwd=project, check=True)
+    return project
+
+
+@contextmanager
+def running(project: Path, log: Path) -> Iterator[tuple[int, str, str]]:
+    """Run the service on free ports; give its process id and the addresses of both ports, traffic first."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("APP_", "PORT"))}
+    ports = {"APP_HTTP_PORT": "0", "APP_ADMIN_PORT": "0", "APP_LOG_FORMAT": "json"}
+    package = next((project / "src").iterdir()).name
+    with log.open("wb") as out:
+        service = subprocess.Popen(
+            (project / ".venv/bin/python", "-m", package), cwd=project, env=inherited | ports, stdout=out
+        )
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while '"ready"' not in (said := log.read_text()):
+            if service.poll() is not None or time.monotonic() > deadline:
+                sys.exit(f"the service did not start:\n{said}")
+            time.sleep(0.01)
+        http, admin = (re.search(rf'"{name}":\s*"([^"]+)"', said) for name in ("http", "admin"))
+        assert http is not None
+        assert admin is not None
+        yield service.pid, f"http://{http[1]}", f"http://{admin[1]}"
+    finally:
+        service.terminate()
+        service.wait(30)
+
+
+def scrape_and_probe(admin: str) -> None:
+    for path in ("/metrics", "/-/ready"):
+        with urlopen(f"{admin}{path}", timeout=10) as answer:
+            answer.read()
+
+
+@contextmanager
+def looked_at(admin: str) -> Iterator[list[float]]:
+    """Scrape and probe once a second; give the seconds that each pair took."""
+    took: list[float] = []
+    end = threading.Event()
+
+    def look() -> None:
+        due = time.monotonic() + 0.5
+        while not end.wait(max(0.0, due - time.monotonic())):
+            began = time.monotonic()
+            scrape_and_probe(admin)
+            took.append(time.monotonic() - began)
+            due += 1
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield took
+    finally:
+        end.set()
+        thread.join()
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round of load came to: requests a second, and the service's CPU seconds for one request."""
+
+    rate: float
+    cpu: float
+
+
+def cpu_seconds(process: int) -> float:
+    """Return what a process has used so far, all its threads together."""
+    after_name = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def load(process: int, url: str, seconds: int) -> Round:
+    command = (needed("wrk"), "-t1", "-c32", f"-d{seconds}s", url)
+    before = cpu_seconds(process)
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    used = cpu_seconds(process) - before
+    if "Non-2xx" in done.stdout or "Socket errors" in done.stdout:
+        sys.exit(f"not all requests were answered well:\n{done.stdout}")
+    rate, count = (
+        re.search(pattern, done.stdout) for pattern in (r"Requests/sec:\s+([\d.]+)", r"(\d+) requests in")
+    )
+    assert rate is not None
+    assert count is not None
+    return Round(float(rate[1]), used / int(count[1]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="The cost of scraping and probing, as a share of throughput."
+    )
+    parser.add_argument("--rounds", type=int, default=20, help="rounds with looks, two at least")
+    parser.add_argument("--seconds", type=int, default=3, help="of load in each round")
+    options = parser.parse_args()
+    needed("wrk")
+    with tempfile.TemporaryDirectory() as folder:
+        print("Baking the default service ...", flush=True)
+        project = bake(Path(folder) / "project")
+        with running(project, Path(folder) / "log") as (process, http, admin):
+            url = f"{http}/greetings/you"
+            load(process, url, 3)
+            alone, looked, looks = [load(process, url, options.seconds)], list[Round](), list[float]()
+            for number in range(options.rounds):
+                with looked_at(admin) as took:
+                    looked.append(load(process, url, options.seconds))
+                looks += took
+                alone.append(load(process, url, options.seconds))
+                around = f"{alone[-2].rate:.0f} and {alone[-1].rate:.0f}/s"
+                print(f"{number + 1}: alone {around}, looked at {looked[-1].rate:.0f}/s", flush=True)
+            before = cpu_seconds(process)
+            for _ in range(LOOKS):
+                scrape_and_probe(admin)
+            look = (cpu_seconds(process) - before) / LOOKS
+    # Each round is held against those on both sides, so that a drift of the machine does not count.
+    neighbours = list(pairwise(alone))
+    rates = [one.rate * 2 / (a.rate + b.rate) for one, (a, b) in zip(looked, neighbours, strict=True)]
+    cpus = [one.cpu * 2 / (a.cpu + b.cpu) for one, (a, b) in zip(looked, neighbours, strict=True)]
+    print(f"throughput, looked at / alone:      {spread(rates)}")
+    print(f"throughput, alone / alone:          {spread([b.rate / a.rate for a, b in neighbours])}")
+    print(f"CPU a request, looked at / alone:   {spread(cpus)}")
+    print(f"CPU a request, alone / alone:       {spread([b.cpu / a.cpu for a, b in neighbours])}")
+    print(f"a scrape and a probe under this load: median {statistics.median(looks) * 1000:.0f} ms")
+    print(f"a scrape and a probe take {look * 1000:.2f} ms of CPU: {look:.2%} of one core at one a second")
+
+
+def spread(ratios: list[float]) -> str:
+    low, median, high = statistics.quantiles(ratios, n=4)
+    return f"median {median:.3f}, half in {low:.3f}-{high:.3f}, all in {min(ratios):.3f}-{max(ratios):.3f}"
+
+
+if __name__ == "__main__":
+    main()
