@@ -41,6 +41,7 @@ THREADS = 16
 CLIENT_TIMEOUT = 5.0
 MAX_BODY = 4096
 TEXT = "text/plain; charset=utf-8"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
 GUARDED = frozenset({"/-/requests", "/-/stacks", "/-/stalls"})
 LONGEST_CHANGE = 3600.0
 EXAMPLE = '{"level": "debug", "logger": "http", "for": "10m"}'
@@ -347,7 +348,7 @@ class _Handler(BaseHTTPRequestHandler):
             f"Content-Length: {len(answer.body)}",
             "Cache-Control: no-store",
             "Connection: close",
-            "Content-Security-Policy: default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+            f"Content-Security-Policy: {POLICY}",
             "X-Content-Type-Options: nosniff",
             *(f"{name}: {value}" for name, value in answer.headers.items()),
         ]

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 BEAT = 0.1
 FRESH = 1.0
+# From when on a probe is told that the loop is stuck instead of waiting; probes often wait a second themselves.
+STUCK = 0.5
 
 
 def timestamp(seconds: float) -> str:
@@ -154,11 +156,11 @@ class Health:
         if self.state != "ready" or time.monotonic() - at <= FRESH:
             return Report(self.state, checks if self.state == "ready" else ())
         loop = self.loop
-        if loop is None or self.stalled() > FRESH:
+        if loop is None or self.stalled() > STUCK:
             return Report(self.state, reason="the event loop is stuck")
         future = asyncio.run_coroutine_threadsafe(self.ready(), loop)
         while not wait({future}, BEAT).done:
-            if self.loop is None or self.stalled() > FRESH:
+            if self.loop is None or self.stalled() > STUCK:
                 return Report(self.state, reason="the event loop is stuck")
         return future.result()
 

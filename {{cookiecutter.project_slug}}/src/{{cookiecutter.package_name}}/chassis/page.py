@@ -26,11 +26,12 @@ STYLE = """
 :root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 20%, transparent) }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.6rem; margin: 0 } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem }
-.state { display: inline-block; padding: .1rem .8rem; border-radius: 1rem; color: #fff; background: #b3261e }
+.state { display: inline-block; padding: 0 .8rem; border-radius: 1rem; line-height: 1.4; color: #fff; background: #b3261e }
 .ready, .pass { background: #1a7f37 } .starting, .draining, .warn { background: #9a6700 }
-table { border-collapse: collapse; width: 100% } td, th { text-align: left; padding: .25rem .8rem .25rem 0 }
-td, th { border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere }
-.number { text-align: right } code { font: 13px ui-monospace, monospace } small { opacity: .7 }
+table { border-collapse: collapse } td, th { text-align: left; padding: .25rem 1.5rem .25rem 0 }
+td, th { border-bottom: 1px solid var(--line); vertical-align: top } th, .number { white-space: nowrap }
+.number { text-align: right } small { opacity: .7 }
+code { font: 13px ui-monospace, monospace; overflow-wrap: anywhere }
 """
 
 
@@ -44,7 +45,8 @@ def render(
     name = escape(str(about["name"]))
     checks = (
         f"<tr><td>{escape(check.name)}<td><span class='state {check.status}'>{check.status}</span>"
-        f"<td class=number>{check.duration * 1000:.1f} ms<td>{escape(check.error or '')}"
+        f"<td>{'gates' if check.gates else 'informs'}<td class=number>{check.duration * 1000:.1f} ms"
+        f"<td>{escape(check.error or '')}"
         for check in report.checks
     )
     figures = (
@@ -58,13 +60,15 @@ def render(
         for label, setting in settings.items()
     )
     links = (f"<tr><td><a href='{path}'>{path}</a><td>{what}" for path, what in LINKS.items())
-    facts = " · ".join(f"{key.replace('_', ' ')} {escape(str(value))}" for key, value in about.items() if value)
+    facts = " · ".join(
+        f"{key.replace('_', ' ')} {escape(str(value))}" for key, value in about.items() if value and key != "name"
+    )
     return f"""<!doctype html>
 <html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width"><link rel=icon href="data:,">
 <title>{name}: {report.word}</title><style>{STYLE}</style>
 <h1>{name} <span class="state {report.word}">{report.word}</span></h1>
 <p><small>{facts}</small></p>{f"<p>{escape(report.reason)}</p>" if report.reason else ""}
-<h2>Checks</h2><table>{"".join(checks) or "<tr><td>none"}</table>
+<h2>Checks</h2><table><tr><th>check<th>status<th>role<th>took<th>error{"".join(checks)}</table>
 <h2>Requests since the start</h2>
 <table><tr><th>method<th>route<th class=number>requests<th class=number>5xx<th class=number>mean
 {"".join(figures)}</table>
