@@ -26,7 +26,8 @@ STYLE = """
 :root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 20%, transparent) }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.6rem; margin: 0 } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem }
-.state { display: inline-block; padding: 0 .8rem; border-radius: 1rem; line-height: 1.4; color: #fff; background: #b3261e }
+.state { display: inline-block; padding: 0 .8rem; border-radius: 1rem; line-height: 1.4;
+  color: #fff; background: #b3261e }
 .ready, .pass { background: #1a7f37 } .starting, .draining, .warn { background: #9a6700 }
 table { border-collapse: collapse } td, th { text-align: left; padding: .25rem 1.5rem .25rem 0 }
 td, th { border-bottom: 1px solid var(--line); vertical-align: top } th, .number { white-space: nowrap }
