@@ -15,7 +15,7 @@ import pytest
 
 from {{ cookiecutter.package_name }}.chassis.health import Health
 from {{ cookiecutter.package_name }}.chassis.middleware import Request, Traffic
-from {{ cookiecutter.package_name }}.chassis.stacks import Watchdog
+from {{ cookiecutter.package_name }}.chassis.stacks import Stall, Watchdog
 
 from .conftest import Start
 from .process import Answer, Asking, Process, wait_for
@@ -139,6 +139,13 @@ def test_a_stall_that_the_watchdog_could_not_see_is_remembered_too() -> None:
     watchdog.beat(1.0)
     watchdog.stop()
     assert [(stall.length, stall.stack) for stall in watchdog.stalls] == [(1.0, ("not seen: C code held the GIL",))]
+
+
+def test_a_stall_is_put_down_to_what_was_seen_most() -> None:
+    stall = Stall(at=0)
+    for place in ("before", "culprit", "culprit", "culprit", "after"):
+        stall.look((place,), {"route": place})
+    assert (stall.stack, stall.request) == (("culprit",), {"route": "culprit"})
 
 
 def test_slow_requests_are_forgotten_after_a_while() -> None:

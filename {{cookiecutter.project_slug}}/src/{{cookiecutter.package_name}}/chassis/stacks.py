@@ -95,6 +95,13 @@ class Stall:
     stack: Stack = ()
     request: dict[str, object] | None = None
     logged: bool = False
+    _seen: Counter[Stack] = attrs.field(factory=Counter, repr=False)
+
+    def look(self, stack: Stack, request: dict[str, object] | None) -> None:
+        """Take what is seen most often for the cause: the last look may show what ran after it."""
+        self._seen[stack] += 1
+        if stack == max(self._seen, key=self._seen.__getitem__):
+            self.stack, self.request = stack, request
 
 
 class Watchdog:
@@ -135,7 +142,8 @@ class Watchdog:
             late = self._health.stalled()
             if late > STALL:
                 self._open = self._open or Stall(time.time() - late)
-                self._open.length, self._open.stack, self._open.request = late, stack, self._running()
+                self._open.length = late
+                self._open.look(stack, self._running())
                 self._report(self._open)
             elif self._open is not None:
                 self.stalls.append(self._open)
