@@ -1,4 +1,4 @@
-"""After the render: remove what the answers exclude; in a person's first render also commit it and lock.
+"""After the render: remove what the answers exclude; in a person's first render also link, commit, lock.
 
 cruft renders into temporary folders and compares them, so under cruft nothing but the removal may happen.
 """
@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 # question -> answer -> the paths that are there only for this answer
 ONLY_FOR: Mapping[str, Mapping[str, tuple[str, ...]]] = {
@@ -26,7 +26,9 @@ ONLY_FOR: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 GIT_SECONDS = 60
 LOCK_SECONDS = 120
 
+HTTP = ("http", "https")
 FIRST_MESSAGE = "Render the service from its template"
+LINK = "uvx cruft link TEMPLATE_URL"
 COMMIT = f"git commit -m '{FIRST_MESSAGE}'"
 
 # A person's global git settings that could change, refuse or hang a commit nobody looks at.
@@ -60,7 +62,7 @@ def prune(project: Path, answers: Mapping[str, str]) -> None:
                     path.unlink(missing_ok=True)
 
 
-def run(project: Path, *command: str, seconds: int) -> None:
+def run(project: Path, *command: str, seconds: int) -> str:
     # GIT_DIR and its like are set when cookiecutter is called from a git hook; they mean another repository.
     environment = {
         name: value
@@ -69,7 +71,7 @@ def run(project: Path, *command: str, seconds: int) -> None:
         or name.startswith(("GIT_AUTHOR_", "GIT_COMMITTER_", "GIT_CONFIG", "GIT_SSL_"))
     }
     try:
-        subprocess.run(
+        done = subprocess.run(
             command,
             cwd=project,
             env=environment,
@@ -89,10 +91,63 @@ def run(project: Path, *command: str, seconds: int) -> None:
         raise SkippedError(f"{command[0]} failed: {said}") from error
     except OSError as error:
         raise SkippedError(f"{command[0]} can't be run: {error}") from error
+    return done.stdout.strip()
 
 
-def git(project: Path, *arguments: str) -> None:
-    run(project, "git", *PLAIN_GIT, *arguments, seconds=GIT_SECONDS)
+def git(folder: Path, *arguments: str) -> str:
+    return run(folder, "git", *PLAIN_GIT, *arguments, seconds=GIT_SECONDS)
+
+
+def in_git(folder: Path) -> bool:
+    return any((above / ".git").exists() for above in (folder, *folder.parents))
+
+
+def template_folder(answers: Mapping[str, str]) -> tuple[Path, bool]:
+    """Find the template as it lies on this disk, and tell whether the person named this folder or a URL."""
+    # A relative path starts where the person stood: the output folder, unless another one was asked for.
+    for start in (answers["_output_dir"], os.environ.get("PWD", "")):
+        folder = Path(start, answers["_repo_dir"])
+        if start and (folder / "cookiecutter.json").is_file():
+            return folder.resolve(), Path(start, answers["_template"]).is_dir()
+    raise SkippedError(f"{answers['_repo_dir']} can't be found from here")
+
+
+def without_password(url: str) -> str:
+    """Drop from an HTTP URL who fetched it: the file is going to be committed."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if parts.scheme in HTTP else url
+
+
+def link(project: Path, answers: Mapping[str, str]) -> None:
+    """Leave the .cruft.json that `cruft create` leaves, so that updates work from the first day on."""
+    folder, is_local = template_folder(answers)
+    if shutil.which("git") and not in_git(folder):
+        raise SkippedError(f"{folder} is not a git repository, so there is no version to link to")
+    top = Path(git(folder, "rev-parse", "--show-toplevel"))
+    if git(folder, "status", "--porcelain", "--", "."):
+        raise SkippedError(
+            f"{folder} has changes that are not committed, so no commit of it gives this render",
+            later="commit them and render again",
+        )
+    template = str(top) if is_local else without_password(git(folder, "config", "remote.origin.url"))
+    commit = git(folder, "rev-parse", "HEAD")
+    asked = {
+        name: value for name, value in answers.items() if not name.startswith("_") or name.startswith("__")
+    }
+    state = {
+        "template": template,
+        "commit": commit,
+        "checkout": answers["_checkout"],
+        "context": {"cookiecutter": {**asked, "_template": template, "_commit": commit}},
+        "directory": str(folder.relative_to(top)) if folder != top else None,
+    }
+    text = json.dumps(state, ensure_ascii=False, indent=2)
+    (project / ".cruft.json").write_text(text + "\n", encoding="utf-8", newline="\n")
+    if is_local:
+        print(
+            f"Linked to {template}, a folder that others don't have. For a service that is shared,"
+            " put the template's URL in its place, twice in .cruft.json."
+        )
 
 
 def commit(project: Path, message: str, paths: str) -> None:
@@ -102,7 +157,7 @@ def commit(project: Path, message: str, paths: str) -> None:
 
 def start_history(project: Path) -> None:
     """Commit the untouched render: it is what a later update is compared with."""
-    if any((folder / ".git").exists() for folder in (project, *project.parents)):
+    if in_git(project):
         raise SkippedError("this folder is inside another git work tree", later=f"git add . && {COMMIT}")
     try:
         git(project, "init", "--quiet", "--template=")
@@ -138,6 +193,11 @@ def attempt(what: str, later: str, step: Callable[[], None]) -> bool:
 
 
 def first_render(project: Path, answers: Mapping[str, str]) -> None:
+    attempt(
+        "the link to the template",
+        f"{LINK} (docs/updates.md of the template)",
+        lambda: link(project, answers),
+    )
     has_history = attempt(
         "the first commit",
         f"git init -b main && git add . && {COMMIT}",

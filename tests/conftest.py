@@ -88,6 +88,39 @@ class Project:
 Bake = Callable[..., Project]
 
 
+def git(folder: Path, *arguments: str, **environment: str) -> str:
+    """Run git as nobody in particular, without the settings of this machine."""
+    identity = ("-c", "user.name=Zoë", "-c", "user.email=zoe@example.org", "-c", "commit.gpgSign=false")
+    plain = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+    done = subprocess.run(
+        (tool("git"), *identity, *arguments),
+        cwd=folder,
+        env=clean_environment(**plain | environment),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if done.returncode:
+        pytest.fail(f"git {' '.join(arguments)}: {done.stdout}{done.stderr}", pytrace=False)
+    return done.stdout.rstrip("\n")
+
+
+def copy_of_the_template(folder: Path) -> Path:
+    """Copy this work tree, with what is not committed yet, and make it a repository with one commit."""
+    ignored = shutil.ignore_patterns(".git", ".venv", "build", "__pycache__", ".*_cache", ".hypothesis")
+    shutil.copytree(ROOT, folder, ignore=ignored)
+    git(folder, "init", "--quiet", "--initial-branch=main")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "Template")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The template as a repository of its own; not to be changed."""
+    return copy_of_the_template(tmp_path_factory.mktemp("template") / "deployable-service")
+
+
 @pytest.fixture
 def bake(
     cookies: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

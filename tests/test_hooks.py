@@ -9,9 +9,10 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import ROOT, Bake, clean_environment, tool
+from conftest import Bake, clean_environment, copy_of_the_template, git, tool
 from test_answers import HOOK
 
 NEXT_STEPS = "uv run python -m my_service"
@@ -24,6 +25,10 @@ class Rendered:
 
     def __init__(self, path: Path, said: str, environment: dict[str, str]) -> None:
         self.path, self.said, self.environment = path, said, environment
+
+    @property
+    def link(self) -> Any:
+        return json.loads((self.path / ".cruft.json").read_text(encoding="utf-8"))
 
     def git(self, *arguments: str) -> str:
         return subprocess.run(
@@ -45,10 +50,12 @@ class Rendered:
 
 
 @pytest.fixture
-def person(tmp_path: Path) -> Person:
+def person(tmp_path: Path, template: Path) -> Person:
     """A person with a HOME of their own, the tools named, and git told who commits."""
 
-    def render(*tools: str, within: str = "work", **changes: str) -> Rendered:
+    def render(
+        *tools: str, source: str | Path = template, within: str = "work", output: str = ".", **changes: str
+    ) -> Rendered:
         home, programs, work = tmp_path / "home", tmp_path / "programs", tmp_path / within
         for folder in (home, programs, work):
             folder.mkdir(exist_ok=True)
@@ -61,18 +68,19 @@ def person(tmp_path: Path) -> Person:
         environment = clean_environment(**{"HOME": str(home), "PATH": str(programs)} | cache | git | changes)
         environment.pop("EMAIL", None)
         done = subprocess.run(
-            (sys.executable, "-m", "cookiecutter", "--no-input", str(ROOT)),
+            (sys.executable, "-m", "cookiecutter", "--no-input", "--output-dir", output, str(source)),
             cwd=work,
-            env=environment,
+            env=environment | {"PWD": str(work)},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=180,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        assert (work / "my-service" / "pyproject.toml").is_file()
+        project = work / output / "my-service"
+        assert (project / "pyproject.toml").is_file()
         assert "Traceback" not in done.stdout + done.stderr
-        return Rendered(work / "my-service", done.stdout, environment)
+        return Rendered(project, done.stdout, environment)
 
     return render
 
@@ -89,8 +97,77 @@ def test_with_everything_the_render_and_the_lock_are_committed(person: Person) -
     assert rendered.git("status", "--porcelain", "--ignored") == ""
 
 
+@pytest.mark.parametrize("output", [".", "elsewhere"])
+def test_a_folder_is_linked_by_its_whole_path_and_said_to_be_one(
+    person: Person, template: Path, tmp_path: Path, output: str
+) -> None:
+    rendered = person("git", source=os.path.relpath(template, tmp_path / "work"), output=output)
+    assert rendered.link["template"] == str(template)
+    assert f"Linked to {template}, a folder that others don't have." in rendered.said
+
+
+@pytest.mark.parametrize(
+    ("typed", "cloned", "linked"),
+    [
+        (
+            "gh:org/deployable-service",
+            "https://github.com/org/deployable-service.git",
+            "https://github.com/org/deployable-service.git",
+        ),
+        (
+            "https://zoe:hunter2@git.example/deployable-service",
+            "https://zoe:hunter2@git.example/deployable-service",
+            "https://git.example/deployable-service",
+        ),
+        (
+            "git@git.example:org/deployable-service.git",
+            "git@git.example:org/deployable-service.git",
+            "git@git.example:org/deployable-service.git",
+        ),
+    ],
+)
+def test_a_url_is_linked_in_full_and_without_a_password(
+    person: Person, template: Path, tmp_path: Path, typed: str, cloned: str, linked: str
+) -> None:
+    config = tmp_path / "config"
+    config.write_text(f'[url "{template.as_uri()}"]\ninsteadOf = {cloned}\n', encoding="utf-8")
+    rendered = person("git", source=typed, GIT_CONFIG_GLOBAL=str(config))
+    assert rendered.link["template"] == rendered.link["context"]["cookiecutter"]["_template"] == linked
+    assert rendered.link["commit"] == git(template, "rev-parse", "HEAD")
+    assert "hunter2" not in (rendered.path / ".cruft.json").read_text(encoding="utf-8")
+    assert "Linked to" not in rendered.said
+
+
+def test_changes_that_are_not_committed_are_no_version_to_link_to(person: Person, tmp_path: Path) -> None:
+    changed = copy_of_the_template(tmp_path / "changed")
+    (changed / "{{cookiecutter.project_slug}}" / "new").touch()
+    rendered = person("git", source=changed)
+    assert "has changes that are not committed" in rendered.said
+    assert "Later: commit them and render again" in rendered.said
+    assert not (rendered.path / ".cruft.json").exists()
+
+
+def test_a_template_that_is_no_repository_has_no_version_to_link_to(person: Person, tmp_path: Path) -> None:
+    plain = copy_of_the_template(tmp_path / "plain")
+    shutil.rmtree(plain / ".git")
+    rendered = person("git", source=plain)
+    assert f"{plain} is not a git repository, so there is no version to link to" in rendered.said
+    assert "Later: uvx cruft link" in rendered.said
+    assert not (rendered.path / ".cruft.json").exists()
+
+
+def test_a_template_in_a_folder_of_a_repository_is_linked_with_it(person: Person, tmp_path: Path) -> None:
+    inner = copy_of_the_template(tmp_path / "mono" / "template")
+    shutil.rmtree(inner / ".git")
+    for command in (("init", "--quiet"), ("add", "--all"), ("commit", "--quiet", "--message", "All")):
+        git(inner.parent, *command)
+    rendered = person("git", source=inner)
+    assert (rendered.link["template"], rendered.link["directory"]) == (str(inner.parent), "template")
+
+
 def test_without_tools_the_render_is_there_and_says_what_to_do_later(person: Person) -> None:
     rendered = person()
+    assert "the link to the template, because git is not on the PATH" in rendered.said
     assert "the first commit, because git is not on the PATH" in rendered.said
     assert "uv.lock, because uv is not on the PATH" in rendered.said
     assert "Later: git init" in rendered.said
@@ -168,16 +245,12 @@ def test_a_git_that_fails_leaves_no_half_made_repository(person: Person, tmp_pat
     assert not rendered.has_history
 
 
-def test_cruft_renders_without_the_extra_steps(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    template, work = tmp_path / "template", tmp_path / "work"
+def test_cruft_renders_without_the_extra_steps(
+    template: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    work = tmp_path / "work"
     work.mkdir()
-    # A repository made of this work tree, so that cruft sees what is not committed yet.
-    ignored = shutil.ignore_patterns(".git", ".venv", "build", "__pycache__", ".*_cache")
-    shutil.copytree(ROOT, template, ignore=ignored)
-    identity = ("-c", "user.name=Zoë", "-c", "user.email=zoe@example.org")
     environment = clean_environment(HOME=str(tmp_path), GIT_CONFIG_GLOBAL=os.devnull)
-    for command in (("init", "--quiet"), ("add", "--all"), ("commit", "--quiet", "--message", "Template")):
-        subprocess.run((tool("git"), *identity, *command), cwd=template, env=environment, check=True)
     capfd.readouterr()
     create = (sys.executable, "-m", "cruft", "create", "--no-input", "--default-config", str(template))
     subprocess.run(create, cwd=work, env=environment, check=True)
