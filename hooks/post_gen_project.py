@@ -112,9 +112,11 @@ def template_folder(answers: Mapping[str, str]) -> tuple[Path, bool]:
     raise SkippedError(f"{answers['_repo_dir']} can't be found from here")
 
 
-def without_password(url: str) -> str:
-    """Drop from an HTTP URL who fetched it: the file is going to be committed."""
+def to_be_kept(url: str) -> str:
+    """Give the URL as it may be committed: without a password, and a folder's as its path, as cruft does."""
     parts = urlsplit(url)
+    if parts.scheme == "file":
+        return unquote(parts.path)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if parts.scheme in HTTP else url
 
 
@@ -129,11 +131,10 @@ def link(project: Path, answers: Mapping[str, str]) -> None:
             f"{folder} has changes that are not committed, so no commit of it gives this render",
             later="commit them and render again",
         )
-    template = str(top) if is_local else without_password(git(folder, "config", "remote.origin.url"))
+    template = str(top) if is_local else to_be_kept(git(folder, "config", "remote.origin.url"))
     commit = git(folder, "rev-parse", "HEAD")
-    asked = {
-        name: value for name, value in answers.items() if not name.startswith("_") or name.startswith("__")
-    }
+    questions = json.loads((folder / "cookiecutter.json").read_text(encoding="utf-8"))
+    asked = {name: answers[name] for name in questions if name in answers}
     state = {
         "template": template,
         "commit": commit,
@@ -143,7 +144,7 @@ def link(project: Path, answers: Mapping[str, str]) -> None:
     }
     text = json.dumps(state, ensure_ascii=False, indent=2)
     (project / ".cruft.json").write_text(text + "\n", encoding="utf-8", newline="\n")
-    if is_local:
+    if Path(template).is_dir():
         print(
             f"Linked to {template}, a folder that others don't have. For a service that is shared,"
             " put the template's URL in its place, twice in .cruft.json."
