@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 # The braces of Go's templates, composed because this file has itself been made by a template.
 OPEN, CLOSE = "{" * 2, "}" * 2
-# What the readers of bare values take for quotes, escapes, variables or comments, each by other rules.
-SPECIAL = "\"'\\$`#"
+# What some reader of bare values takes for a quote, an escape, a variable or a comment, or does not take at all.
+SPECIAL = "\"'\\$`# "
 STOP_TIMEOUT = "30s"
 
 
@@ -168,8 +168,8 @@ for name in NAMES; do
     eval "set -- \\"\\${$name-}\\" \\"\\${$name+set}\\""
     [ -n "$2" ] || continue
     case $1 in
-        *[\\"\\'\\\\\\$\\`\\#[:cntrl:]]* | [[:space:]]* | *[[:space:]])
-            refuse "$name: quotes, \\\\, $, \\`, #, control characters and outer spaces don't fit an env file" ;;
+        *[\\"\\'\\\\\\$\\`\\#[:cntrl:][:space:]]*)
+            refuse "$name: quotes, \\\\, $, \\`, #, spaces and control characters don't fit an env file" ;;
     esac
     names="$names \\${$name}" found="$found|$name"
 done
@@ -407,10 +407,8 @@ def _is_set(setting: Setting) -> str:
 def _bare(value: str) -> str:
     if not value.isprintable():
         raise ValueError("it has a newline or another character that can't be printed")
-    if found := [character for character in SPECIAL if character in value]:
-        raise ValueError(f"it has {' '.join(found)}, which the readers of bare values don't agree on")
-    if value != value.strip():
-        raise ValueError("it begins or ends with a space, which is lost")
+    if found := ["a space" if character == " " else character for character in SPECIAL if character in value]:
+        raise ValueError(f"it has {' '.join(found)}, which readers of bare values don't agree on")
     return value
 
 

@@ -1,0 +1,622 @@
+"""Configuration tools, the real ones where they can be had: what they read is written by the service itself.
+
+confd, consul-template and envconsul are in no package archive. The files for them are parsed and checked against what
+their documentation lists; what they would render is rendered here, consul-template's by the engine in OpenBao's agent,
+which is a copy of its own.
+"""
+
+import base64
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import string
+import subprocess
+import tempfile
+import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hcl2
+import jsonschema
+import pytest
+import yaml
+from conftest import ROOT, Bake, Project, clean_environment, missing, tool
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from kazoo.client import KazooClient
+from test_introspection import Service, free_port, wait_for
+
+pytestmark = pytest.mark.slow
+
+Values = Mapping[str, str]
+
+# Twelve texts that nobody judges, to be carried by every format.
+NAMES = tuple(f"APP_FREE_{letter}" for letter in "ABCDEFGHIJKL")
+MAKER = """
+import json, sys
+import environ
+from PACKAGE.chassis.config import Settings, describe
+from PACKAGE.chassis.formats import FORMATS, Page, RefusedError
+
+fields = {name: environ.var(None, help=f"what {name} is") for name in "abcdefghijkl"}
+free = environ.config(type("Free", (), {**fields, "__annotations__": dict.fromkeys(fields, str)}))
+kind = type("Config", (Settings,), {"free": environ.group(free), "__annotations__": {"free": free}})
+config = environ.config(prefix="APP")(kind)
+for line in sys.stdin:
+    format, values = json.loads(line)
+    try:
+        answer = {"files": FORMATS[format](Page("free", describe(config, values), True))}
+    except RefusedError as error:
+        answer = {"refused": {problem.setting: problem.problem for problem in error.problems}}
+    print(json.dumps(answer), flush=True)
+"""
+SPECIAL = " \t\n\r\x0b\x1f\x7f\x85\u2028\ufeff#$\"'`\\=%{}é👩!~;&|<>*?[]()^,.@:-+/0n"
+TEXTS = st.text(
+    st.sampled_from(SPECIAL) | st.characters(codec="utf-8", exclude_characters="\0"), max_size=12
+) | st.text(string.ascii_letters + string.digits + "=:/,.-é", max_size=12)
+VALUES = st.lists(TEXTS, min_size=len(NAMES), max_size=len(NAMES)).map(
+    lambda texts: dict(zip(NAMES, texts, strict=True))
+)
+
+
+def thoroughly(examples: int) -> Any:
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+
+
+@pytest.fixture(scope="module")
+def project(cookies_session: Any, uv: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The default service, with its environment, for all tests of this file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path_factory.mktemp("no-tools")))
+        result = cookies_session.bake(template=str(ROOT))
+    assert result.exception is None, result
+    project = Project(result.project_path, result.context)
+    project.run(uv, "sync", "--quiet")
+    return project
+
+
+@dataclass(frozen=True)
+class Made:
+    """The files of a format, what they carry, and what was refused."""
+
+    files: dict[str, str]
+    carried: dict[str, str]
+    refused: dict[str, str]
+
+    @property
+    def file(self) -> str:
+        (content,) = self.files.values()
+        return content
+
+
+Make = Callable[[str, Values], Made]
+
+
+@pytest.fixture(scope="module")
+def make(project: Project) -> Iterator[Make]:
+    """Make files of a format, with all values but those that it refuses."""
+    command = (project.path / ".venv/bin/python", "-c", MAKER.replace("PACKAGE", project.package))
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as maker:
+        assert maker.stdin is not None
+        assert maker.stdout is not None
+        stdin, stdout = maker.stdin, maker.stdout
+
+        def ask(format: str, values: Values) -> dict[str, dict[str, str]]:
+            print(json.dumps([format, values]), file=stdin, flush=True)
+            answer: dict[str, dict[str, str]] = json.loads(stdout.readline())
+            return answer
+
+        def make(format: str, values: Values) -> Made:
+            refused = ask(format, values).get("refused", {})
+            carried = {name: value for name, value in values.items() if name not in refused}
+            return Made(ask(format, carried)["files"], carried, refused)
+
+        yield make
+        stdin.close()
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter and write to, which pytest's own are not."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o777)
+        yield Path(name)
+
+
+def run(*command: str | Path, cwd: Path | None = None, env: Values, **options: Any) -> str:
+    """Run a tool with this environment alone; return what it printed, or fail with all of it."""
+    env = {"PATH": os.environ["PATH"], **env}
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, timeout=60, **options)
+    said = f"{' '.join(map(str, command))}: {done.returncode}\n{done.stdout!r}\n{done.stderr!r}"
+    assert done.returncode == 0, said
+    return done.stdout.decode()
+
+
+@contextmanager
+def running(*command: str | Path, log: Path, ready: Callable[[], object], env: Values) -> Iterator[None]:
+    """Run a server until the end of the block, which begins when it is ready."""
+    env = {"PATH": os.environ["PATH"], **env}
+    with log.open("wb") as out:
+        server = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+    try:
+
+        def is_ready() -> bool:
+            assert server.poll() is None, log.read_text()
+            try:
+                ready()
+            except (OSError, subprocess.SubprocessError):
+                return False
+            return True
+
+        wait_for(is_ready, f"{command[0]} is ready", 60)
+        yield
+    finally:
+        server.terminate()
+        try:
+            server.wait(10)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def sourced(file: Path) -> dict[str, str]:
+    """Read an env file as `set -a; . FILE` does."""
+    told = run("sh", "-c", 'set -a && . "$1" && env -0', "sh", file, env={})
+    return dict(line.split("=", 1) for line in told.split("\0") if line.startswith("APP_"))
+
+
+def direnv(folder: Path) -> tuple[dict[str, str], str]:
+    """Enter a folder; return what is in the environment then, and what is printed."""
+    env = {"PATH": os.environ["PATH"], "HOME": str(folder.parent), "TERM": "dumb"}
+    program = tool("direnv")
+    subprocess.run([program, "allow"], cwd=folder, env=env, check=True, timeout=60)
+    done = subprocess.run([program, "export", "json"], cwd=folder, env=env, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout or "{}"), done.stderr.decode()
+
+
+def only_free(env: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in env.items() if name in NAMES}
+
+
+# Values, through each format and the tool that reads it.
+
+
+@thoroughly(20)
+@given(values=VALUES)
+def test_direnv_hands_over_every_value(make: Make, tmp_path: Path, values: Values) -> None:
+    made = make("direnv", values)
+    assert not made.refused
+    folder = tmp_path / "direnv"
+    folder.mkdir(exist_ok=True)
+    (folder / ".envrc").write_text(made.file)
+    env, said = direnv(folder)
+    assert only_free(env) == values, said
+
+
+@thoroughly(20)
+@given(values=VALUES)
+def test_bare_values_mean_the_same_to_direnv_and_systemd(make: Make, tmp_path: Path, values: Values) -> None:
+    made = make("dotenv", values)
+    folder = tmp_path / "dotenv"
+    folder.mkdir(exist_ok=True)
+    (folder / ".envrc").write_text("dotenv\n")
+    (folder / ".env").write_text(made.file)
+    env, said = direnv(folder)
+    assert only_free(env) == made.carried, said
+    assert environment_d(made.file, tmp_path) == {
+        name: value for name, value in made.carried.items() if value
+    }
+
+
+def environment_d(content: str, folder: Path) -> dict[str, str]:
+    """Read an env file by systemd's parser, in the tool at hand; that one expands `$`, and unsets what is empty."""
+    generator = Path("/usr/lib/systemd/user-environment-generators/30-systemd-environment-d-generator")
+    if not generator.exists():
+        missing(str(generator))
+    (folder / "environment.d").mkdir(exist_ok=True)
+    (folder / "environment.d/free.conf").write_text(content)
+    printed = run(generator, env={"XDG_CONFIG_HOME": str(folder), "HOME": str(folder)})
+    # It prints for a shell what is not plain.
+    (folder / "printed").write_text(printed.replace("=$'", "='"))
+    return only_free(sourced(folder / "printed"))
+
+
+@thoroughly(10)
+@given(values=VALUES)
+def test_bare_values_mean_the_same_to_compose(make: Make, tmp_path: Path, values: Values) -> None:
+    made = make("dotenv", values)
+    (tmp_path / "compose.yaml").write_text("services: {free: {image: none, env_file: free.env}}\n")
+    (tmp_path / "free.env").write_text(made.file)
+    told = run(docker(), "compose", "config", "--format", "json", cwd=tmp_path, env={"HOME": str(tmp_path)})
+    assert (json.loads(told)["services"]["free"].get("environment") or {}) == made.carried
+
+
+def docker() -> Path:
+    found = shutil.which("docker")
+    return Path(found) if found else pytest.skip("there is no docker")
+
+
+@pytest.fixture
+def empty_image() -> Iterator[str]:
+    """An image with nothing in it, in the engine that answers."""
+    if subprocess.run([docker(), "info"], capture_output=True, timeout=60).returncode:
+        pytest.skip("no Docker engine answers")
+    name = f"empty-{secrets.token_hex(6)}"
+    subprocess.run([docker(), "import", "-", name], input=bytes(10240), check=True, capture_output=True)
+    yield name
+    subprocess.run([docker(), "rmi", name], check=True, capture_output=True)
+
+
+@thoroughly(8)
+@given(values=VALUES)
+def test_bare_values_mean_the_same_to_docker(
+    make: Make, empty_image: str, tmp_path: Path, values: Values
+) -> None:
+    made = make("dotenv", values)
+    (tmp_path / "free.env").write_text(made.file)
+    home = {"HOME": str(tmp_path)} | {key: os.environ[key] for key in ("DOCKER_HOST",) if key in os.environ}
+    file = str(tmp_path / "free.env")
+    name = run(docker(), "create", "--env-file", file, empty_image, "none", env=home).strip()
+    try:
+        told = json.loads(run(docker(), "inspect", "--format", "{{json .Config.Env}}", name, env=home))
+    finally:
+        run(docker(), "rm", name, env=home)
+    assert only_free(dict(pair.split("=", 1) for pair in told)) == made.carried
+
+
+@given(values=VALUES)
+@thoroughly(200)
+def test_a_bare_value_is_refused_for_a_reason_that_it_has(make: Make, values: Values) -> None:
+    made = make("dotenv", values)
+    for name, reason in made.refused.items():
+        value = values[name]
+        assert not value.isprintable() or set(value) & set("\"'\\$`# "), (value, reason)
+
+
+@thoroughly(20)
+@given(values=VALUES)
+def test_envsubst_fills_in_what_bare_values_can_be(make: Make, tmp_path: Path, values: Values) -> None:
+    tool("envsubst")
+    made = make("envsubst", {})
+    for name, content in made.files.items():
+        (tmp_path / name).write_text(content)
+    bare = make("dotenv", values)
+    script = ["sh", tmp_path / "free.env.sh"]
+    env = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(script, env=env | bare.carried, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert dict(line.split("=", 1) for line in done.stdout.splitlines()) == bare.carried
+    special = {name for name, value in values.items() if re.search("[\"'\\\\$`#\0- \x7f]", value)}
+    done = subprocess.run(script, env=env | values, capture_output=True, text=True, timeout=60)
+    assert (done.returncode != 0) == bool(special), done.stderr
+    refused = {line.partition(":")[0] for line in done.stderr.splitlines()}
+    assert special <= refused <= bare.refused.keys()
+    assert not (special and done.stdout)
+
+
+@thoroughly(20)
+@given(values=VALUES)
+def test_a_unit_carries_every_value(make: Make, open_folder: Path, values: Values) -> None:
+    made = make("systemd", values)
+    assert not made.refused
+    (open_folder / "free.service").write_text("[Service]\nExecStart=/bin/true\n")
+    (open_folder / "free.service.d").mkdir(exist_ok=True)
+    (open_folder / "free.service.d/settings.conf").write_text(made.file)
+    told = dump(open_folder)
+    found = {name: f"\t\tEnvironment: {name}={value}\n" in told for name, value in values.items()}
+    assert all(found.values()), (found, told)
+
+
+def dump(units: Path) -> str:
+    """What systemd makes of the unit free.service, as it would run it."""
+    program = Path("/lib/systemd/systemd")
+    if not program.exists():
+        missing("systemd")
+    (units / "home").mkdir(exist_ok=True, mode=0o777)
+    (units / "home").chmod(0o777)
+    env = {"HOME": str(units / "home"), "XDG_RUNTIME_DIR": str(units), "SYSTEMD_UNIT_PATH": f"{units}:"}
+    # It doesn't test as root.
+    other = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups") if os.geteuid() == 0 else ()
+    return run(*other, program, "--test", "--user", "--unit=free.service", "--no-pager", env=env)
+
+
+@thoroughly(30)
+@given(values=VALUES)
+def test_a_config_map_carries_every_value(make: Make, values: Values) -> None:
+    made = make("kubernetes", values)
+    assert not made.refused
+    assert yaml.safe_load(made.file)["data"] == values
+
+
+@thoroughly(8)
+@given(values=VALUES)
+def test_a_stack_file_carries_every_value(make: Make, tmp_path: Path, values: Values) -> None:
+    made = make("swarm", values)
+    assert not made.refused
+    (tmp_path / "stack.yaml").write_text("version: '3.9'\nservices: {service: {image: none}}\n")
+    (tmp_path / "settings.yaml").write_text(made.file)
+    files = ("--file", "stack.yaml", "--file", "settings.yaml")
+    told = run(docker(), "compose", *files, "config", "--format", "json", cwd=tmp_path, env={"HOME": "/"})
+    shown = json.loads(told)["services"]["service"]["environment"]
+    # What it prints can be read again, so its dollars are doubled.
+    assert {name: value.replace("$$", "$") for name, value in shown.items()} == values
+
+
+@thoroughly(20)
+@given(values=VALUES)
+def test_confd_renders_every_value_for_a_shell_and_for_systemd(
+    make: Make, tmp_path: Path, values: Values
+) -> None:
+    files = make("confd", {}).files
+    keys = {"/" + name.lower().replace("_", "/"): value for name, value in values.items()}
+    file = tmp_path / "free.env"
+    file.write_text(confd(files["templates/free.env.tmpl"], keys))
+    assert sourced(file) == values
+    plain = {key: value for key, value in keys.items() if systemd_shows(value)}
+    rendered = confd(files["templates/free.env.tmpl"], plain)
+    wanted = {name: value for name, value in values.items() if systemd_shows(value)}
+    assert environment_d(rendered, tmp_path) == wanted
+
+
+def systemd_shows(value: str) -> bool:
+    """Whether systemd's tool prints it so that a shell reads the same."""
+    return bool(value) and "$" not in value and value.isprintable()
+
+
+def confd(template: str, values: Values) -> str:
+    """Render a template with what confd's `exists`, `getv` and `replace` do."""
+    definition, end, body = template.partition("{{end}}")
+    escapes = re.findall(r'("(?:\\.|[^"\\])*") ("(?:\\.|[^"\\])*") -1', definition)
+    assert end
+    assert escapes
+
+    def quoted(found: re.Match[str]) -> str:
+        value = values[found[1]]
+        for old, new in escapes:
+            value = value.replace(json.loads(old), json.loads(new))
+        return f'"{value}"'
+
+    body = re.sub(
+        r'\{\{if exists "([^"]+)"\}\}(.+?)\{\{end\}\}', lambda found: found[2] * (found[1] in values), body
+    )
+    body = re.sub(r'\{\{template "quoted" \(getv "([^"]+)"\)\}\}', quoted, body)
+    assert "{{" not in body, body
+    return body
+
+
+# The service, started with what a tool made of values in a real back end.
+
+FIRST = {
+    "APP_LOG_LEVEL": "debug",
+    "APP_HTTP_TRUSTED_PROXIES": "10.0.0.0/8,::1",
+    "APP_DRAIN_TIMEOUT": "7",
+    "APP_BUILD_REVISION": "a 'b' \"c\" $HOME `id` \\d # e=é 👩 %f\nsecond line",
+    "APP_GREETING_EVENING": "20",
+}
+SECOND = FIRST | {"APP_GREETING_EVENING": "13"}
+BARE = {"APP_BUILD_REVISION": "é=1;2"}
+STAYS = "settings are from the start; a change of these needs a restart"
+
+
+class Instance:
+    """The service as a tool runs it: its settings from an env file, its secrets from a folder."""
+
+    def __init__(self, project: Project, folder: Path) -> None:
+        self.file, self.secrets = folder / "service.env", folder / "secrets"
+        self.secrets.mkdir()
+        self._project, self._folder = project, folder
+        self._started: list[Service] = []
+
+    def start(self, env: Values | None = None) -> Service:
+        """Start it, from the env file or with just these variables."""
+        folder = self._folder / f"run{len(self._started)}"
+        folder.mkdir()
+        command = (self._project.path / ".venv/bin/python", "-m", self._project.package)
+        fixed = {"APP_HTTP_PORT": "0", "APP_ADMIN_PORT": "0", "APP_SECRETS_DIR": str(self.secrets)}
+        if env is None:
+            command = ("sh", "-c", 'set -a && . "$0" && exec "$@"', self.file, *command)
+        fixed |= {"APP_SECRETS_REFRESH": "0"} | dict(env or {})
+        self._started.append(Service(command, folder, self._project.path, **fixed))
+        return self._started[-1].started()
+
+    def end(self) -> None:
+        for service in self._started:
+            service.end()
+
+
+@pytest.fixture
+def instance(project: Project, tmp_path: Path) -> Iterator[Instance]:
+    instance = Instance(project, tmp_path)
+    yield instance
+    instance.end()
+
+
+def formatted(project: Project, format: str, folder: Path, *options: str, **env: str) -> Path:
+    """Write the files of a format by the service's own command."""
+    service = project.path / ".venv/bin" / project.path.name
+    project.run(service, "config", "--format", format, "--output", folder, *options, **env)
+    return folder
+
+
+def shows(service: Service, values: Values) -> None:
+    """Fail unless /-/config has exactly these values, each from the environment."""
+    shown = json.loads(service.look("/-/config"))
+    seen = {name: (shown[name]["value"], shown[name]["source"]) for name in values}
+    assert seen == {name: (value, f"environment {name}") for name, value in values.items()}
+
+
+def wants(service: Service, token: str) -> None:
+    """Fail unless this is the greeting's token."""
+    for shown, status in ((token, 200), (f"not {token}", 401)):
+        request = urllib.request.Request(f"http://127.0.0.1:{service.http}/greetings/Ada")
+        request.add_header("Authorization", f"Bearer {shown}")
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                seen = answer.status
+        except urllib.error.HTTPError as error:
+            seen = error.code
+        assert seen == status, shown
+
+
+def hangup(service: Service, event: str) -> None:
+    """Send the signal that tools send, and wait for what is said then."""
+    service.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: service.lines(event), event)
+
+
+def follows(instance: Instance, change: Callable[[Values], None]) -> None:
+    """Go the way of a changed setting and a changed secret, as docs/configuration.md tells it."""
+    (instance.secrets / "greeting_token").write_text("old")
+    change(FIRST)
+    service = instance.start()
+    shows(service, FIRST)
+    wants(service, "old")
+    (instance.secrets / "greeting_token").write_text("new")
+    change(SECOND)
+    hangup(service, "secrets reloaded")
+    wants(service, "new")
+    (line,) = service.lines(STAYS)
+    assert set(FIRST) <= set(line["settings"])
+    shows(service, FIRST)
+    service.end()
+    assert service.process.returncode == 0
+    service = instance.start()
+    shows(service, SECOND)
+    wants(service, "new")
+
+
+Store = Callable[[str, str], None]
+Stored = Callable[[str], dict[str, str]]
+
+
+@contextmanager
+def etcd(folder: Path) -> Iterator[tuple[Store, Stored]]:
+    program, control, port, peer = tool("etcd"), tool("etcdctl"), free_port(), free_port()
+    url, peers = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{peer}"
+    env = {"ETCDCTL_API": "3", "ETCDCTL_ENDPOINTS": url}
+    options = {
+        "--data-dir": str(folder / "etcd"),
+        "--listen-client-urls": url,
+        "--advertise-client-urls": url,
+        "--listen-peer-urls": peers,
+        "--initial-advertise-peer-urls": peers,
+        "--initial-cluster": f"default={peers}",
+    }
+    command = (program, *(word for option in options.items() for word in option))
+
+    def stored(prefix: str) -> dict[str, str]:
+        answer = json.loads(run(control, "get", "--prefix", prefix, "-w", "json", env=env))
+        pairs = [
+            [base64.b64decode(pair[part]).decode() for part in ("key", "value")] for pair in answer["kvs"]
+        ]
+        return {key: value for key, value in pairs}
+
+    def ready() -> None:
+        subprocess.run([control, "endpoint", "health"], env=env, check=True, capture_output=True)
+
+    with running(*command, log=folder / "etcd.log", ready=ready, env={}):
+        yield lambda key, value: run(control, "put", key, input=value.encode(), env=env) and None, stored
+
+
+@contextmanager
+def redis(folder: Path) -> Iterator[tuple[Store, Stored]]:
+    program, port = tool("redis-server"), free_port()
+    client = (tool("redis-cli"), "-h", "127.0.0.1", "-p", str(port))
+    command = (program, "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", folder)
+
+    def stored(prefix: str) -> dict[str, str]:
+        keys = run(*client, "--scan", "--pattern", f"{prefix}/*", env={}).split()
+        return {key: run(*client, "--raw", "get", key, env={}).removesuffix("\n") for key in keys}
+
+    def ready() -> None:
+        subprocess.run([*client, "ping"], check=True, capture_output=True)
+
+    with running(*command, log=folder / "redis.log", ready=ready, env={}):
+        yield lambda key, value: run(*client, "-x", "set", key, input=value.encode(), env={}) and None, stored
+
+
+@contextmanager
+def zookeeper(folder: Path) -> Iterator[tuple[Store, Stored]]:
+    jar, port = Path("/usr/share/java/zookeeper.jar"), free_port()
+    if not jar.exists():
+        missing("zookeeper")
+    lines = {"dataDir": folder / "zookeeper", "clientPort": port, "clientPortAddress": "127.0.0.1"}
+    lines |= {"admin.enableServer": "false", "tickTime": 2000}
+    (folder / "zoo.cfg").write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
+    main = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
+    command = (tool("java"), "-Xmx128m", "-cp", f"/etc/zookeeper/conf:{jar}", main, folder / "zoo.cfg")
+
+    def ready() -> None:
+        with socket.create_connection(("127.0.0.1", port), timeout=1):
+            pass
+
+    with running(*command, log=folder / "zookeeper.log", ready=ready, env={}):
+        client = KazooClient(hosts=f"127.0.0.1:{port}", timeout=30)
+        client.start(timeout=60)
+
+        def store(key: str, value: str) -> None:
+            client.ensure_path(key)
+            client.set(key, value.encode())
+
+        def stored(path: str) -> dict[str, str]:
+            children = client.get_children(path)
+            if not children:
+                return {path: client.get(path)[0].decode()}
+            found = [stored(f"{path}/{child}") for child in children]
+            return {key: value for part in found for key, value in part.items()}
+
+        try:
+            yield store, stored
+        finally:
+            client.stop()
+            client.close()
+
+
+@contextmanager
+def environment(folder: Path) -> Iterator[tuple[Store, Stored]]:
+    """confd's back end of that name: variables called like the keys, with `_` for `/`, and back again."""
+    env: dict[str, str] = {}
+
+    def stored(prefix: str) -> dict[str, str]:
+        printed = run("env", "-0", env=env).split("\0")
+        pairs = (pair.partition("=") for pair in printed)
+        keys = {"/" + name.lower().replace("_", "/"): value for name, _, value in pairs}
+        return {key: value for key, value in keys.items() if key.startswith(prefix)}
+
+    yield lambda key, value: env.update({key[1:].replace("/", "_").upper(): value}), stored
+
+
+@pytest.mark.parametrize("back_end", [etcd, redis, zookeeper, environment], ids=lambda given: given.__name__)
+def test_the_service_follows_what_confd_finds(
+    project: Project, instance: Instance, tmp_path: Path, back_end: Any
+) -> None:
+    folder = formatted(project, "confd", tmp_path / "confd")
+    (resource_file,) = (folder / "conf.d").iterdir()
+    resource = tomllib.loads(resource_file.read_text())["template"]
+    template = (folder / "templates" / resource["src"]).read_text()
+    with back_end(tmp_path) as (store, stored):
+
+        def change(values: Values) -> None:
+            for name, value in values.items():
+                store(f"{resource['prefix']}/{name.lower().replace('_', '/')}", value)
+            found: dict[str, str] = {}
+            for key in resource["keys"]:
+                found |= stored(resource["prefix"] + key)
+            known = {key.removeprefix(resource["prefix"]): value for key, value in found.items()}
+            instance.file.write_text(confd(template, known))
+
+        follows(instance, change)
