@@ -1,8 +1,8 @@
 """Configuration tools, the real ones where they can be had: what they read is written by the service itself.
 
-confd, consul-template and envconsul are in no package archive. The files for them are parsed and checked against what
-their documentation lists; what they would render is rendered here, consul-template's by the engine in OpenBao's agent,
-which is a copy of its own.
+confd, consul-template and envconsul are in no package archive. The files for them are parsed and checked
+against what their documentation lists. What they would render is rendered here; for consul-template by the
+engine in OpenBao's agent, which is a copy of its own.
 """
 
 import base64
@@ -32,7 +32,7 @@ import yaml
 from conftest import ROOT, Bake, Project, clean_environment, missing, tool
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kazoo.client import KazooClient
+from kazoo.client import KazooClient  # type: ignore[import-untyped]
 from test_introspection import Service, free_port, wait_for
 
 pytestmark = pytest.mark.slow
@@ -68,7 +68,7 @@ VALUES = st.lists(TEXTS, min_size=len(NAMES), max_size=len(NAMES)).map(
 )
 
 
-def thoroughly(examples: int) -> Any:
+def thoroughly(examples: int) -> settings:
     return settings(
         max_examples=examples,
         deadline=None,
@@ -142,7 +142,8 @@ def run(*command: str | Path, cwd: Path | None = None, env: Values, **options: A
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, timeout=60, **options)
     said = f"{' '.join(map(str, command))}: {done.returncode}\n{done.stdout!r}\n{done.stderr!r}"
     assert done.returncode == 0, said
-    return done.stdout.decode()
+    printed: str = done.stdout.decode()
+    return printed
 
 
 @contextmanager
@@ -223,7 +224,7 @@ def test_bare_values_mean_the_same_to_direnv_and_systemd(make: Make, tmp_path: P
 
 
 def environment_d(content: str, folder: Path) -> dict[str, str]:
-    """Read an env file by systemd's parser, in the tool at hand; that one expands `$`, and unsets what is empty."""
+    """Read an env file by systemd's parser, in a tool that expands `$` too, and unsets what is empty."""
     generator = Path("/usr/lib/systemd/user-environment-generators/30-systemd-environment-d-generator")
     if not generator.exists():
         missing(str(generator))
@@ -295,13 +296,13 @@ def test_envsubst_fills_in_what_bare_values_can_be(make: Make, tmp_path: Path, v
     for name, content in made.files.items():
         (tmp_path / name).write_text(content)
     bare = make("dotenv", values)
-    script = ["sh", tmp_path / "free.env.sh"]
+    script: tuple[str | Path, ...] = ("sh", tmp_path / "free.env.sh")
     env = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
     done = subprocess.run(script, env=env | bare.carried, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert dict(line.split("=", 1) for line in done.stdout.splitlines()) == bare.carried
     special = {name for name, value in values.items() if re.search("[\"'\\\\$`#\0- \x7f]", value)}
-    done = subprocess.run(script, env=env | values, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(script, env={**env, **values}, capture_output=True, text=True, timeout=60)
     assert (done.returncode != 0) == bool(special), done.stderr
     refused = {line.partition(":")[0] for line in done.stderr.splitlines()}
     assert special <= refused <= bare.refused.keys()
@@ -425,7 +426,11 @@ class Instance:
         """Start it, from the env file or with just these variables."""
         folder = self._folder / f"run{len(self._started)}"
         folder.mkdir()
-        command = (self._project.path / ".venv/bin/python", "-m", self._project.package)
+        command: tuple[str | Path, ...] = (
+            self._project.path / ".venv/bin/python",
+            "-m",
+            self._project.package,
+        )
         fixed = {"APP_HTTP_PORT": "0", "APP_ADMIN_PORT": "0", "APP_SECRETS_DIR": str(self.secrets)}
         if env is None:
             command = ("sh", "-c", 'set -a && . "$0" && exec "$@"', self.file, *command)
@@ -499,7 +504,7 @@ def follows(instance: Instance, change: Callable[[Values], None]) -> None:
     wants(service, "new")
 
 
-Store = Callable[[str, str], None]
+Store = Callable[[str, str], object]
 Stored = Callable[[str], dict[str, str]]
 
 
@@ -508,7 +513,7 @@ def etcd(folder: Path) -> Iterator[tuple[Store, Stored]]:
     program, control, port, peer = tool("etcd"), tool("etcdctl"), free_port(), free_port()
     url, peers = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{peer}"
     env = {"ETCDCTL_API": "3", "ETCDCTL_ENDPOINTS": url}
-    options = {
+    options: dict[str, str] = {
         "--data-dir": str(folder / "etcd"),
         "--listen-client-urls": url,
         "--advertise-client-urls": url,
@@ -516,20 +521,20 @@ def etcd(folder: Path) -> Iterator[tuple[Store, Stored]]:
         "--initial-advertise-peer-urls": peers,
         "--initial-cluster": f"default={peers}",
     }
-    command = (program, *(word for option in options.items() for word in option))
+    command: list[str | Path] = [program, *(word for option in options.items() for word in option)]
 
     def stored(prefix: str) -> dict[str, str]:
         answer = json.loads(run(control, "get", "--prefix", prefix, "-w", "json", env=env))
         pairs = [
             [base64.b64decode(pair[part]).decode() for part in ("key", "value")] for pair in answer["kvs"]
         ]
-        return {key: value for key, value in pairs}
+        return dict(pairs)
 
     def ready() -> None:
         subprocess.run([control, "endpoint", "health"], env=env, check=True, capture_output=True)
 
     with running(*command, log=folder / "etcd.log", ready=ready, env={}):
-        yield lambda key, value: run(control, "put", key, input=value.encode(), env=env) and None, stored
+        yield lambda key, value: run(control, "put", key, input=value.encode(), env=env), stored
 
 
 @contextmanager
@@ -546,7 +551,7 @@ def redis(folder: Path) -> Iterator[tuple[Store, Stored]]:
         subprocess.run([*client, "ping"], check=True, capture_output=True)
 
     with running(*command, log=folder / "redis.log", ready=ready, env={}):
-        yield lambda key, value: run(*client, "-x", "set", key, input=value.encode(), env={}) and None, stored
+        yield lambda key, value: run(*client, "-x", "set", key, input=value.encode(), env={}), stored
 
 
 @contextmanager
@@ -558,11 +563,20 @@ def zookeeper(folder: Path) -> Iterator[tuple[Store, Stored]]:
     lines |= {"admin.enableServer": "false", "tickTime": 2000}
     (folder / "zoo.cfg").write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
     main = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
-    command = (tool("java"), "-Xmx128m", "-cp", f"/etc/zookeeper/conf:{jar}", main, folder / "zoo.cfg")
+    command: tuple[str | Path, ...] = (
+        tool("java"),
+        "-Xmx128m",
+        "-cp",
+        f"/etc/zookeeper/conf:{jar}",
+        main,
+        folder / "zoo.cfg",
+    )
 
     def ready() -> None:
-        with socket.create_connection(("127.0.0.1", port), timeout=1):
-            pass
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+            connection.sendall(b"srvr")
+            if b"Mode: standalone" not in connection.recv(65536, socket.MSG_WAITALL):
+                raise ConnectionError
 
     with running(*command, log=folder / "zookeeper.log", ready=ready, env={}):
         client = KazooClient(hosts=f"127.0.0.1:{port}", timeout=30)
@@ -620,3 +634,415 @@ def test_the_service_follows_what_confd_finds(
             instance.file.write_text(confd(template, known))
 
         follows(instance, change)
+
+
+VAULT_TOKEN = "root"
+
+
+class Vault:
+    """OpenBao, and its agent, whose templates are rendered by consul-template's engine."""
+
+    def __init__(self, folder: Path) -> None:
+        self.address = f"http://127.0.0.1:{free_port()}"
+        self._folder, self._program = folder, tool("bao")
+        self._env = {"HOME": str(folder)}
+        self.agent_log = folder / "agent.log"
+
+    def ask(self, path: str, body: object = None) -> None:
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"X-Vault-Token": VAULT_TOKEN, "Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.address}/v1/{path}", data=data, headers=headers)
+        with urllib.request.urlopen(request, timeout=5):
+            pass
+
+    def keep(self, name: str, values: Values) -> None:
+        self.ask(f"secret/data/{name}", {"data": values})
+
+    @contextmanager
+    def server(self) -> Iterator["Vault"]:
+        listen = f"-dev-listen-address={self.address.removeprefix('http://')}"
+        command = (self._program, "server", "-dev", f"-dev-root-token-id={VAULT_TOKEN}", listen)
+        ready = lambda: self.ask("secret/config")  # noqa: E731
+        with running(*command, log=self._folder / "vault.log", ready=ready, env=self._env):
+            yield self
+
+    def agent(self, templates: str, *, once: bool) -> tuple[str | Path, ...]:
+        """Write an agent's configuration with these template blocks; return the command that runs it."""
+        (self._folder / "token").write_text(VAULT_TOKEN)
+        (self._folder / "agent.hcl").write_text(
+            f"exit_after_auth = {str(once).lower()}\n"
+            f'vault {{ address = "{self.address}" }}\n'
+            f'template_config {{ static_secret_render_interval = "1s" }}\n'
+            "auto_auth { method {\n"
+            f'  type = "token_file"\n  config = {{ token_file_path = "{self._folder / "token"}" }}\n'
+            f"}} }}\n{templates}\n"
+        )
+        return (self._program, "agent", f"-config={self._folder / 'agent.hcl'}")
+
+    def render(self, templates: str) -> None:
+        """Render what there is now."""
+        run(*self.agent(templates, once=True), env=self._env)
+
+    @contextmanager
+    def rendering(self, templates: str, ready: Callable[[], object]) -> Iterator[None]:
+        """Render again and again."""
+        command = self.agent(templates, once=False)
+        with running(*command, log=self.agent_log, ready=ready, env=self._env):
+            yield
+
+
+@pytest.fixture
+def vault(tmp_path: Path) -> Iterator[Vault]:
+    folder = tmp_path / "vault"
+    folder.mkdir()
+    with Vault(folder).server() as vault:
+        yield vault
+
+
+def template_block(source: Path, destination: Path) -> str:
+    """A template's block as the service writes it, with other places."""
+    return (
+        f'template {{\n  source = "{source}"\n  destination = "{destination}"\n'
+        '  perms = "0400"\n  error_on_missing_key = true\n}\n'
+    )
+
+
+def from_vault(template: str, name: str) -> str:
+    """Let a template of Consul's keys find them in a secret of Vault's: the agent has no Consul."""
+    definition, end, body = template.partition("{{end -}}")
+    assert end
+    body = re.sub(r'keyExists "[^"]+/([^"/]+)"', r'ne (printf "%v" (index $kv "\1")) "<nil>"', body)
+    body = re.sub(r'\(key "[^"]+/([^"/]+)"\)', r'(index $kv "\1")', body)
+    return (
+        f'{definition}{end}{{{{with secret "secret/data/{name}"}}}}{{{{$kv := .Data.data}}}}{body}{{{{end}}}}'
+    )
+
+
+def test_consul_template_renders_every_value_for_a_shell(make: Make, vault: Vault, tmp_path: Path) -> None:
+    source, destination = tmp_path / "free.env.ctmpl", tmp_path / "free.env"
+    source.write_text(from_vault(make("consul-template", {}).files["free.env.ctmpl"], "free"))
+
+    @thoroughly(10)
+    @given(values=VALUES)
+    def carries(values: Values) -> None:
+        vault.keep("free", values)
+        vault.render(template_block(source, destination))
+        assert sourced(destination) == values
+
+    carries()
+
+
+def test_the_service_follows_what_consul_template_renders(
+    project: Project, instance: Instance, vault: Vault, tmp_path: Path
+) -> None:
+    folder, name = formatted(project, "consul-template", tmp_path / "consul-template"), project.path.name
+    config = hcl2.loads((folder / f"{name}.hcl").read_text())
+    (block,) = config["template"]
+    assert template_block(Path("x"), Path("y")).count("=") == len([key for key in block if key[0] != "_"])
+    source = folder / f"{name}.env.ctmpl"
+    source.write_text(from_vault(source.read_text(), f"{name}-settings"))
+    token = instance.secrets / "greeting_token"
+    blocks = template_block(folder / "greeting_token.ctmpl", token) + template_block(source, instance.file)
+    vault.keep(f"{name}-settings", FIRST)
+    vault.keep(name, {"greeting_token": 'old "token"'})
+    with vault.rendering(blocks, ready=lambda: (token.stat(), instance.file.stat())):
+        assert token.stat().st_mode & 0o777 == 0o400
+        service = instance.start()
+        shows(service, FIRST)
+        wants(service, 'old "token"')
+        vault.keep(f"{name}-settings", SECOND)
+        vault.keep(name, {"greeting_token": "new"})
+        wait_for(
+            lambda: token.read_text() == "new\n" and 'EVENING="13"' in instance.file.read_text(),
+            "a new rendering",
+        )
+        assert token.stat().st_mode & 0o777 == 0o400
+        # What `reload_signal` sends.
+        hangup(service, "secrets reloaded")
+        wants(service, "new")
+        assert "APP_GREETING_EVENING" in service.lines(STAYS)[0]["settings"]
+        shows(service, FIRST)
+        service.end()
+        service = instance.start()
+        shows(service, SECOND)
+
+
+def test_a_secret_that_is_missing_in_the_vault_is_not_rendered(
+    project: Project, vault: Vault, tmp_path: Path
+) -> None:
+    folder = formatted(project, "consul-template", tmp_path / "consul-template")
+    vault.keep(project.path.name, {"admin_token": "there"})
+    there, absent = tmp_path / "there", tmp_path / "absent"
+    blocks = template_block(folder / "greeting_token.ctmpl", absent)
+
+    def complains() -> None:
+        if not re.search(r"has no entry for key .*greeting_token", vault.agent_log.read_text()):
+            raise FileNotFoundError
+
+    with vault.rendering(blocks, ready=complains):
+        assert not absent.exists()
+    vault.render(template_block(folder / "admin_token.ctmpl", there))
+    assert there.read_text() == "there\n"
+
+
+def test_a_developer_who_enters_the_folder_is_helped(bake: Bake, tmp_path: Path) -> None:
+    project = bake()
+    env, said = direnv(project.path)
+    assert "the defaults are enough to start" in said
+    assert "error" not in said.lower()
+    assert Path(env["APP_SECRETS_DIR"]).is_dir()
+
+
+def test_the_service_follows_direnv(project: Project, instance: Instance, tmp_path: Path) -> None:
+    folder = formatted(project, "direnv", tmp_path / "direnv", "--current", **FIRST)
+    env, said = direnv(folder)
+    assert "error" not in said.lower()
+    instance.secrets = folder / "secrets"
+    (instance.secrets / "greeting_token").write_text("mine")
+    service = instance.start({key: value for key, value in env.items() if key.startswith("APP_")})
+    shows(service, FIRST)
+    wants(service, "mine")
+    # What is one developer's own.
+    (folder / ".env").write_text("APP_GREETING_EVENING=13\n")
+    env, _ = direnv(folder)
+    service = instance.start({key: value for key, value in env.items() if key.startswith("APP_")})
+    shows(service, SECOND)
+
+
+def test_what_is_required_is_asked_for_by_direnv(make: Make, project: Project, tmp_path: Path) -> None:
+    probe = "import sys; sys.path.insert(0, '.'); from tests.chassis import probe; print(probe.cli.main("
+    probe += (
+        f"{project.path.name!r}, probe.service, ['config', '--format', 'direnv'], {{}}), file=sys.stderr)"
+    )
+    (tmp_path / "probe").mkdir()
+    done = subprocess.run(
+        [project.path / ".venv/bin/python", "-c", probe],
+        cwd=project.path,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stderr == "0\n"
+    (tmp_path / "probe/.envrc").write_text(done.stdout)
+    _, said = direnv(tmp_path / "probe")
+    assert "APP_PROBE_NAME is required; set it in .env: what to call it" in said
+    assert (
+        "probe_password is required; put it into $APP_SECRETS_DIR/probe_password: a required secret" in said
+    )
+    assert "error" not in said.lower()
+    (tmp_path / "probe/.env").write_text("APP_PROBE_NAME=it\n")
+    (tmp_path / "probe/secrets/probe_password").write_text("x")
+    assert "required" not in direnv(tmp_path / "probe")[1]
+
+
+def test_the_service_follows_envsubst(project: Project, instance: Instance, tmp_path: Path) -> None:
+    tool("envsubst")
+    folder = formatted(project, "envsubst", tmp_path / "envsubst")
+
+    def change(values: Values) -> None:
+        instance.file.write_text(run("sh", folder / f"{project.path.name}.env.sh", env={**values, **BARE}))
+
+    change(FIRST)
+    service = instance.start(as_docker_reads(instance.file))
+    shows(service, FIRST | BARE)
+    change(SECOND)
+    hangup(service, STAYS)
+    shows(service, FIRST | BARE)
+    shows(instance.start(as_docker_reads(instance.file)), SECOND | BARE)
+
+
+def as_docker_reads(file: Path) -> dict[str, str]:
+    lines = file.read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+def test_the_service_follows_an_env_file(project: Project, instance: Instance, tmp_path: Path) -> None:
+    folder = formatted(project, "dotenv", tmp_path / "dotenv", "--current", **(FIRST | BARE))
+    shows(instance.start(as_docker_reads(folder / ".env")), FIRST | BARE)
+    (folder / ".envrc").write_text("dotenv\n")
+    shows(instance.start({k: v for k, v in direnv(folder)[0].items() if k in FIRST}), FIRST | BARE)
+
+
+def test_the_service_follows_envconsul(project: Project, instance: Instance, tmp_path: Path) -> None:
+    folder = formatted(project, "envconsul", tmp_path / "envconsul")
+    (file,) = folder.iterdir()
+    (prefix,) = hcl2.loads(file.read_text())["prefix"]
+    keys = re.findall(r"^# ((?:[a-z-]+)/(APP_[A-Z_]+))$", file.read_text(), re.M)
+    named = {name: f"{unquoted(prefix['path'])}/{name}" for name in FIRST}
+    assert named.items() <= {name: key for key, name in keys}.items()
+    shows(instance.start(FIRST), FIRST)
+
+
+def unquoted(value: str) -> str:
+    return value.strip('"')
+
+
+# Files of tools that can't be had, against what the documentation of these tools lists.
+
+TEMPLATE_OPTIONS = {
+    *(
+        "source",
+        "destination",
+        "create_dest_dirs",
+        "contents",
+        "command",
+        "command_timeout",
+        "exec",
+        "backup",
+    ),
+    *("error_on_missing_key", "error_fatal", "perms", "user", "group", "left_delimiter", "right_delimiter"),
+    *("function_denylist", "sandbox_path", "wait"),
+}
+EXEC_OPTIONS = {"command", "timeout", "splay", "env", "reload_signal", "kill_signal", "kill_timeout"}
+CONSUL_TEMPLATE_OPTIONS = {
+    *("consul", "vault", "nomad", "template", "exec", "deduplicate", "syslog", "telemetry", "wait", "once"),
+    *(
+        "reload_signal",
+        "kill_signal",
+        "dump_signal",
+        "max_stale",
+        "block_query_wait",
+        "log_level",
+        "log_file",
+    ),
+    *("pid_file", "template_error_fatal", "err_on_failed_lookup", "default_left_delimiter", "ssl", "retry"),
+}
+ENVCONSUL_OPTIONS = {
+    *(
+        "consul",
+        "vault",
+        "prefix",
+        "secret",
+        "service",
+        "exec",
+        "sanitize",
+        "upcase",
+        "pristine",
+        "once",
+        "wait",
+    ),
+    *("kill_signal", "reload_signal", "log_level", "max_stale", "pid_file", "syslog"),
+}
+CONFD_OPTIONS = {
+    *("src", "dest", "keys", "prefix", "mode", "owner", "group", "uid", "gid", "reload_cmd", "check_cmd")
+}
+
+
+def declared(project: Project) -> tuple[list[str], list[str]]:
+    """The variables and secret files that the config classes have, in their order."""
+    rows = json.loads(
+        project.run(project.path / ".venv/bin" / project.path.name, "config", "--format", "json")
+    )
+    variables = [row["name"] for row in rows if row["file"] is None]
+    return variables, [row["file"] for row in rows if row["file"] is not None]
+
+
+def options(block: Mapping[str, object]) -> set[str]:
+    return {name for name in block if not name.startswith("__")}
+
+
+def test_consul_template_knows_all_that_is_in_its_files(project: Project, tmp_path: Path) -> None:
+    folder, name = formatted(project, "consul-template", tmp_path / "files"), project.path.name
+    variables, files = declared(project)
+    content = (folder / f"{name}.hcl").read_text()
+    # With the templates of optional secrets too.
+    live = re.sub(r"^#(template \{|  .*|\})$", r"\1", content, flags=re.M)
+    config = hcl2.loads(live)
+    assert options(config) <= CONSUL_TEMPLATE_OPTIONS
+    assert unquoted(config["kill_signal"]) == "SIGTERM"
+    (run_block,) = config["exec"]
+    assert options(run_block) <= EXEC_OPTIONS
+    assert unquoted(run_block["kill_signal"]) == "SIGTERM"
+    assert unquoted(run_block["reload_signal"]) == "SIGHUP"
+    sources = []
+    for block in config["template"]:
+        assert options(block) <= TEMPLATE_OPTIONS
+        assert unquoted(block["perms"]) == "0400"
+        assert block["error_on_missing_key"] is True
+        sources.append(Path(unquoted(block["source"])).name)
+    assert sources == [f"{name}.env.ctmpl", *(f"{file}.ctmpl" for file in files)]
+    assert {path.name for path in folder.iterdir()} == {f"{name}.hcl", *sources}
+    settings = (folder / f"{name}.env.ctmpl").read_text()
+    for function in ("keyExists", "key"):
+        assert re.findall(rf'\b{function} "{name}/([^"]+)"', settings) == variables
+    for file in files:
+        assert placeholders((folder / f"{file}.ctmpl").read_text()) == [
+            f'with secret "secret/data/{name}"',
+            f".Data.data.{file}",
+            "end",
+        ]
+
+
+def placeholders(template: str) -> list[str]:
+    return re.findall(r"\{\{(.*?)\}\}", template)
+
+
+def test_envconsul_knows_all_that_is_in_its_file_and_gets_no_secret(project: Project, tmp_path: Path) -> None:
+    folder = formatted(project, "envconsul", tmp_path / "files")
+    variables, files = declared(project)
+    (file,) = folder.iterdir()
+    config = hcl2.loads(file.read_text())
+    assert options(config) <= ENVCONSUL_OPTIONS
+    assert "secret" not in config
+    assert options(config["exec"][0]) <= EXEC_OPTIONS
+    assert options(config["prefix"][0]) <= {"path", "no_prefix", "format", "key"}
+    assert re.findall(rf"^# {project.path.name}/(.+)$", file.read_text(), re.M) == variables
+    live = re.sub(r"^#.*$", "", file.read_text(), flags=re.M)
+    assert not [secret for secret in files if secret in live]
+
+
+def test_confd_knows_all_that_is_in_its_files(project: Project, tmp_path: Path) -> None:
+    folder = formatted(project, "confd", tmp_path / "files")
+    variables, files = declared(project)
+    (file,) = (folder / "conf.d").iterdir()
+    config = tomllib.loads(file.read_text())
+    assert config.keys() == {"template"}
+    assert config["template"].keys() <= CONFD_OPTIONS
+    template = (folder / "templates" / config["template"]["src"]).read_text()
+    keys = ["/" + name.lower().replace("_", "/") for name in variables]
+    for function in ("exists", "getv"):
+        assert re.findall(rf'\b{function} "([^"]+)"', template) == keys
+    assert not [key for key in keys if "_" in key or any(other.startswith(f"{key}/") for other in keys)]
+    shape = {re.sub(r'"/[^"]+"', "KEY", found) for found in placeholders(template.partition("{{end}}")[2])}
+    assert shape == {"if exists KEY", 'template "quoted" (getv KEY)', "end"}
+    assert not [secret for secret in files if f'"{secret}' in template]
+
+
+def test_systemd_accepts_the_unit_with_the_drop_in(bake: Bake, project: Project, open_folder: Path) -> None:
+    analyze = tool("systemd-analyze")
+    baked = bake(deploy_to="systemd")
+    unit = next((baked.path / "deploy/systemd").iterdir())
+    # The service is not installed here.
+    text = re.sub(r"^ExecStart=.*", "ExecStart=/bin/true", unit.read_text(), flags=re.M)
+    (open_folder / unit.name).write_text(text)
+    folder = formatted(project, "systemd", open_folder / f"{unit.name}.d", "--current", **FIRST)
+    instance = unit.name.replace("@.", "@8000.")
+    env = {"SYSTEMD_UNIT_PATH": f"{open_folder}:", "PATH": os.environ["PATH"]}
+
+    def verify() -> str:
+        command = (analyze, "verify", "--man=no", str(open_folder / instance))
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+        return f"{done.returncode} " + "".join(
+            line for line in done.stderr.splitlines() if str(open_folder) in line or unit.name[:-9] in line
+        )
+
+    (open_folder / instance).symlink_to(unit.name)
+    assert verify() == "0 "
+    (drop_in,) = folder.iterdir()
+    for file in declared(project)[1]:
+        assert f"\nLoadCredential={file}:{project.path.name}.{file}\n" in drop_in.read_text()
+    # That it would say so, were there something wrong.
+    drop_in.write_text(drop_in.read_text().replace("LoadCredential=", "LoadCredentials="))
+    assert "LoadCredentials" in verify()
+
+
+def test_the_schema_finds_what_is_wrong_with_an_environment(project: Project) -> None:
+    command = (project.path / ".venv/bin" / project.path.name, "config", "--format", "json-schema")
+    schema = json.loads(project.run(*command))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validate = jsonschema.Draft202012Validator(schema).is_valid
+    assert validate({"APP_LOG_LEVEL": "debug", "PATH": "/bin"})
+    assert not validate({"APP_LOG_LEVL": "debug"})
+    assert not validate({"APP_HTTP_PORT": 8000})
+    assert not validate({"APP_GREETING_TOKEN": "a secret"})
