@@ -231,9 +231,13 @@ def environment_d(content: str, folder: Path) -> dict[str, str]:
     (folder / "environment.d").mkdir(exist_ok=True)
     (folder / "environment.d/free.conf").write_text(content)
     printed = run(generator, env={"XDG_CONFIG_HOME": str(folder), "HOME": str(folder)})
-    # It prints for a shell what is not plain.
-    (folder / "printed").write_text(printed.replace("=$'", "='"))
-    return only_free(sourced(folder / "printed"))
+    found = {}
+    for line in printed.splitlines():
+        name, _, value = line.partition("=")
+        if value.startswith('"'):
+            value = re.sub(r"\\(.)", lambda found: found[1].replace("n", "\n"), value[1:-1])
+        found[name] = value
+    return only_free(found)
 
 
 @thoroughly(10)
@@ -374,8 +378,8 @@ def test_confd_renders_every_value_for_a_shell_and_for_systemd(
 
 
 def systemd_shows(value: str) -> bool:
-    """Whether systemd's tool prints it so that a shell reads the same."""
-    return bool(value) and "$" not in value and value.isprintable()
+    """Whether systemd's tool leaves it as it is, and prints it in a way that is undone here."""
+    return bool(value) and "$" not in value and value.replace("\n", "").isprintable()
 
 
 def confd(template: str, values: Values) -> str:
