@@ -755,7 +755,8 @@ def test_the_service_follows_what_consul_template_renders(
         shows(service, FIRST)
         wants(service, 'old "token"')
         vault.keep(f"{name}-settings", SECOND)
-        vault.keep(name, {"greeting_token": "new"})
+        # As `greeting_token=@FILE` keeps it.
+        vault.keep(name, {"greeting_token": "new\n"})
         wait_for(
             lambda: token.read_text() == "new\n" and 'EVENING="13"' in instance.file.read_text(),
             "a new rendering",
@@ -786,7 +787,7 @@ def test_a_secret_that_is_missing_in_the_vault_is_not_rendered(
     with vault.rendering(blocks, ready=complains):
         assert not absent.exists()
     vault.render(template_block(folder / "admin_token.ctmpl", there))
-    assert there.read_text() == "there\n"
+    assert there.read_text() == "there"
 
 
 def test_a_developer_who_enters_the_folder_is_helped(bake: Bake, tmp_path: Path) -> None:

@@ -230,7 +230,8 @@ def consul_template(page: Page) -> Files:
         rendered += ["", *_comments(setting)]
         rendered.append(block if _mark(setting) == "required" else _commented(block))
         value = _go(f'with secret "secret/data/{page.name}"') + _go(f".Data.data.{file}") + _go("end")
-        files[f"{file}.ctmpl"] = _joined([value])
+        # Without a newline at its end, so that the one that a secret may have is the last.
+        files[f"{file}.ctmpl"] = value
     lines = [
         f"# consul-template -config {page.name}.hcl, with CONSUL_HTTP_ADDR, VAULT_ADDR and VAULT_TOKEN set.",
         f"# Settings are Consul's keys {page.name}/APP_…; secrets are fields of Vault's secret/{page.name} (KV 2).",
