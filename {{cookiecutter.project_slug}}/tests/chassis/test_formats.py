@@ -116,6 +116,12 @@ def test_what_is_not_utf_8_is_refused_by_name(format: str) -> None:
         made(format, env={"APP_PROBE_NAME": "a\udcff"})
 
 
+@pytest.mark.parametrize("value", ["\ufdd0", "a\U0001fffe"])
+def test_what_systemd_does_not_take_for_utf_8_is_refused_by_name(value: str) -> None:
+    with pytest.raises(RefusedError, match=r"APP_PROBE_NAME: .* it has a noncharacter"):
+        made("systemd", env={"APP_PROBE_NAME": value})
+
+
 @pytest.mark.parametrize("format", ["text", "json"])
 def test_what_is_not_utf_8_can_be_looked_at(format: str) -> None:
     assert "a\\udcff" in one(format, env={"APP_PROBE_NAME": "a\udcff"}).replace("\\\\", "\\")

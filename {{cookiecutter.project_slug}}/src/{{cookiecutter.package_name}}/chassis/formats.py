@@ -255,7 +255,7 @@ def consul_template(page: Page) -> Files:
 
 
 # A backslash before what is special between double quotes, for sh and for systemd.
-_CONSUL_QUOTED = r'. | regexReplaceAll "([\"$\\`])" "\\${1}"'
+_CONSUL_QUOTED = r'. | regexReplaceAll "([\"$\\\\`])" "\\${1}"'
 
 
 def _rendered(source: str, destination: str) -> str:
@@ -415,6 +415,8 @@ def _bare(value: str) -> str:
 
 def _unit(value: str) -> str:
     """Quote for the inside of a unit's double quotes, where ``%`` is special too."""
+    if any(0xFDD0 <= ord(c) <= 0xFDEF or ord(c) & 0xFFFE == 0xFFFE for c in value):
+        raise ValueError("it has a noncharacter of Unicode, which systemd takes for broken UTF-8")
     escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     return "".join(c if c >= " " and c != "\x7f" else f"\\x{ord(c):02x}" for c in escaped)
 
