@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,7 +19,22 @@ if TYPE_CHECKING:
     from .config import Problem, Settings
     from .middleware import App
 
-FORMATS = ("text", "dotenv", "json", "markdown")
+# Those of the module formats, whose import would slow down what needs none.
+FORMATS = (
+    "text",
+    "json",
+    "json-schema",
+    "markdown",
+    "dotenv",
+    "direnv",
+    "envsubst",
+    "confd",
+    "consul-template",
+    "envconsul",
+    "kubernetes",
+    "swarm",
+    "systemd",
+)
 
 
 class Service:
@@ -62,7 +78,10 @@ def main(name: str, load: Callable[[], Service], arguments: Sequence[str], env: 
     commands.add_parser("serve", help="answer requests until told to stop (what happens without a command)")
     commands.add_parser("check", help="check configuration and secrets, print every problem")
     config = commands.add_parser("config", help="show every setting")
-    config.add_argument("--format", choices=FORMATS, default="text", help="default: %(default)s")
+    config.add_argument("--format", choices=FORMATS, default="text", metavar="FORMAT", help=", ".join(FORMATS))
+    config.add_argument("--current", action="store_true", help="with the values that are set now, not just defaults")
+    config.add_argument("--output", type=Path, metavar="DIR", help="write files there, instead of one to stdout")
+    config.add_argument("--force", action="store_true", help="replace files that exist")
     commands.add_parser("healthcheck", help="ask a running instance whether it is ready")
     chosen = parser.parse_args(arguments)
     match chosen.command:
@@ -71,7 +90,7 @@ def main(name: str, load: Callable[[], Service], arguments: Sequence[str], env: 
         case "check":
             return check(load(), env)
         case "config":
-            return show(load(), env, chosen.format)
+            return show(load(), env, chosen.format, chosen.current, chosen.output, chosen.force)
         case _:
             # PID 1 has no default handlers: without this, a stop in the first moment would go unheard.
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -120,10 +139,33 @@ def check(service: Service, env: Mapping[str, str]) -> int:
     return 0
 
 
-def show(service: Service, env: Mapping[str, str], format: str) -> int:
-    """Print every setting."""
+def show(service: Service, env: Mapping[str, str], format: str, current: bool, output: Path | None, force: bool) -> int:
+    """Print or write every setting in a format; 0 when done, 1 when it can't be, with nothing written."""
     from .config import describe
-    from .formats import FORMATS
+    from .formats import FORMATS, Page, RefusedError
 
-    sys.stdout.write(FORMATS[format](describe(service.config, env)))
+    try:
+        files = FORMATS[format](Page(service.name, describe(service.config, env), current))
+    except RefusedError as error:
+        return _refuse(*map(str, error.problems))
+    if output is None:
+        if len(files) > 1:
+            return _refuse(f"{format} takes several files ({', '.join(files)}); say where with --output DIR")
+        sys.stdout.write(*files.values())
+        return 0
+    paths = {output / name: content for name, content in files.items()}
+    if not force and (there := [path for path in paths if os.path.lexists(path)]):
+        return _refuse(*(f"{path} exists; nothing was written (--force replaces it)" for path in there))
+    try:
+        for path, content in paths.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content, encoding="utf-8")
+            print(path)
+    except OSError as error:
+        return _refuse(f"{error.filename} can't be written: {error.strerror}")
     return 0
+
+
+def _refuse(*reasons: str) -> int:
+    print(*reasons, sep="\n", file=sys.stderr)
+    return 1

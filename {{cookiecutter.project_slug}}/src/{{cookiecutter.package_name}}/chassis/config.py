@@ -274,7 +274,7 @@ def describe(cls: type[Settings], env: Mapping[str, str]) -> list[Entry]:
         elif source is not None:
             entries.append(Entry(setting, env[source], f"environment {source}"))
         else:
-            default = None if setting.default is None else _as_text(setting.default)
+            default = None if setting.default is None else as_text(setting.default)
             entries.append(Entry(setting, default, "default"))
     return entries
 
@@ -359,5 +359,5 @@ def _unknown(declared: list[Setting], env: Mapping[str, str]) -> Iterator[Proble
             yield Problem(name, f"is no setting of this service; {hint}")
 
 
-def _as_text(value: object) -> str:
+def as_text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)

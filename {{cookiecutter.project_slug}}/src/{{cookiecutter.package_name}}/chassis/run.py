@@ -96,7 +96,8 @@ async def _serve(service: Service, loaded: Loaded[Settings], http: socket.socket
     app = service.create_app(config, registry)
     middleware = Middleware(app, health, metrics, traffic, config.http.max_body)
     reload = asyncio.Event()
-    watcher = asyncio.create_task(_watch_secrets(loaded.secrets, config.secrets.refresh, reload))
+    fixed = [entry.setting.name for entry in loaded.entries if entry.source.startswith("environment")]
+    watcher = asyncio.create_task(_watch_secrets(loaded.secrets, config.secrets.refresh, reload, fixed))
     try:
         return await Server(config, middleware, health, http, reload.set).run()
     finally:
@@ -106,8 +107,8 @@ async def _serve(service: Service, loaded: Loaded[Settings], http: socket.socket
         await registry.aclose()
 
 
-async def _watch_secrets(secrets: Secrets, every: float, now: asyncio.Event) -> None:
-    """Take over changed secrets every *every* seconds and whenever *now* is set."""
+async def _watch_secrets(secrets: Secrets, every: float, now: asyncio.Event, fixed: list[str]) -> None:
+    """Take over changed secrets every *every* seconds and whenever *now* is set; say then that *fixed* stays."""
     reported: dict[str, str] = {}
     while True:
         asked = True
@@ -117,6 +118,9 @@ async def _watch_secrets(secrets: Secrets, every: float, now: asyncio.Event) -> 
             now.clear()
         except TimeoutError:
             asked = False
+        if asked and fixed:
+            # What sent the signal may have changed the file that these are from, and no process can see that of itself.
+            log.info("settings are from the start; a change of these needs a restart", settings=fixed)
         changed, problems = await asyncio.to_thread(secrets.reload)
         if changed:
             log.info("secrets reloaded", secrets=secrets.names)
