@@ -27,6 +27,7 @@ from .stacks import await_chain, where
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 
+    from .forwarded import TrustedProxies
     from .health import Health
     from .metrics import Metrics
 
@@ -45,6 +46,8 @@ CLIENT_CLOSED_REQUEST = 499
 
 log = get_logger("http")
 _READY = SimpleNamespace(path="/-/ready")
+# Envoy takes an instance out of its rotation at the first answer that says so, not only at its next check.
+_DRAINING = ((b"connection", b"close"), (b"x-envoy-immediate-health-check-fail", b"true"))
 
 
 class BodyTooLargeError(Exception):
@@ -100,14 +103,18 @@ class Traffic:
 class Middleware:
     """Wraps the service's ASGI *app*; bodies over *max_body* bytes are answered with 413."""
 
-    def __init__(self, app: App, health: Health, metrics: Metrics, traffic: Traffic, max_body: int) -> None:
+    def __init__(
+        self, app: App, health: Health, metrics: Metrics, traffic: Traffic, proxies: TrustedProxies, max_body: int
+    ) -> None:
         self.app = app
         self.health = health
         self.metrics = metrics
         self.traffic = traffic
+        self.proxies = proxies
         self.max_body = max_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.proxies.apply(scope)
         await Request(self, scope, receive, send).handle()
 
 
@@ -240,7 +247,7 @@ class Request:
             self.status = message["status"]
             headers = [*message.get("headers", ()), *self._headers]
             if self.middleware.health.state == "draining":
-                headers.append((b"connection", b"close"))
+                headers += _DRAINING
             message = {**message, "headers": headers}
         await self._send(message)
         if message["type"] == "http.response.body" and not message.get("more_body", False):

@@ -7,7 +7,9 @@ its listener the moment SIGTERM arrives, while the load balancer still sends req
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import select
 import signal
 import socket
 import time
@@ -21,7 +23,7 @@ from uvicorn.server import ServerState
 from .logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from types import FrameType
 
     from .config import Settings
@@ -102,14 +104,12 @@ class Server:
             log_config=None,
             access_log=False,
             server_header=False,
-            proxy_headers=bool(self._settings.http.trusted_proxies),
-            forwarded_allow_ips=self._settings.http.trusted_proxies,
+            proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE,
         )
         config.load()
-        self._listener = await self._loop.create_server(
-            lambda: Protocol(config, self._state, lifespan.state), sock=self._sock
-        )
+        self._protocol = lambda: Protocol(config, self._state, lifespan.state)
+        self._listener = await self._loop.create_server(self._protocol, sock=self._sock)
         housekeeping = asyncio.create_task(self._keep_house())
         cut = 0
         try:
@@ -156,9 +156,12 @@ class Server:
             self._close_headerless(HEADER_TIMEOUT)
             await asyncio.sleep(1)
 
+    def _connections(self) -> list[Protocol]:
+        return [connection for connection in self._state.connections if isinstance(connection, Protocol)]
+
     def _close_headerless(self, limit: float) -> None:
-        for connection in list(self._state.connections):
-            if isinstance(connection, Protocol) and connection.waits_for_headers(limit):
+        for connection in self._connections():
+            if connection.waits_for_headers(limit):
                 connection.transport.close()
 
     async def _drain(self) -> int:
@@ -169,10 +172,9 @@ class Server:
         log.info("draining", signal=signal.Signals(self._signals[0]).name, delay_s=delay, timeout_s=timeout)
         await asyncio.sleep(delay)
         self._deadline = self._loop.time() + timeout
-        self._listener.close()
-        for connection in list(self._state.connections):
-            connection.shutdown()
-        self._loop.call_later(HEADER_GRACE, self._close_headerless, 0)
+        await self._stop_listening()
+        self._end_connections(self._arriving())
+        self._loop.call_later(HEADER_GRACE, self._end_connections)
         if await self._quiet():
             return 0
         cut = len(self._middleware.traffic.in_flight)
@@ -182,6 +184,33 @@ class Server:
         self._deadline += CUT_GRACE
         await self._quiet()
         return cut
+
+    async def _stop_listening(self) -> None:
+        """Close the listener; who was let in by the kernel but not yet by us would be reset, so they come first."""
+        waiting = []
+        with contextlib.suppress(OSError):
+            while True:
+                waiting.append(self._sock.accept()[0])
+        self._listener.close()
+        for sock in waiting:
+            await self._loop.connect_accepted_socket(self._protocol, sock)
+
+    def _arriving(self) -> set[Protocol]:
+        """Return the connections that bring something which the event loop has not read yet."""
+        found = {item.transport.get_extra_info("socket").fileno(): item for item in self._connections()}
+        found.pop(-1, None)
+        poll = select.poll()
+        for number in found:
+            poll.register(number, select.POLLIN)
+        return {found[number] for number, _ in poll.poll(0)}
+
+    def _end_connections(self, spared: Collection[Protocol] | None = None) -> None:
+        """End connections between requests; without *spared*, those too whose request has only begun to come."""
+        if spared is None:
+            self._close_headerless(0)
+        for connection in self._connections():
+            if connection not in (spared or ()):
+                connection.shutdown()
 
     async def _quiet(self) -> bool:
         """Wait until every request is answered and every connection closed; False at the deadline."""
