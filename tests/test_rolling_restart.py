@@ -1,0 +1,339 @@
+"""No request is lost: instances come, go, hang and die behind the real balancers, under constant load."""
+
+import contextlib
+import http.client
+import os
+import random
+import re
+import socket
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, Project, tool
+from load import Load
+from test_introspection import Service, wait_for
+
+pytestmark = pytest.mark.slow
+
+ROUNDS = int(os.environ.get("ROLLING_ROUNDS", "3"))
+DOCS = ROOT / "docs" / "load-balancers"
+# The configurations' ports; their times are made short, to fit APP_DRAIN_DELAY=1 by the rule that stands there.
+SLOTS = ("8000", "8010", "8020", "8030")
+DELAY = "1"
+# The service under load says which requests it began to handle: what is repeated, is said twice.
+APP = """
+import asyncio
+import hashlib
+import os
+import sys
+
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from tests.chassis import probe
+
+
+async def work(request):
+    probe.log.info("handled")
+    body = await request.body()
+    await asyncio.sleep(float(request.query_params["s"]))
+    return PlainTextResponse(hashlib.sha256(body).hexdigest())
+
+
+def create_app(config, registry):
+    app = probe.create_app(config, registry)
+    app.router.routes.append(Route("/work", work, methods=["GET", "POST"]))
+    return app
+
+
+def service():
+    given = probe.service()
+    return probe.cli.Service(given.name, probe.Config, probe.register, create_app)
+
+
+sys.exit(probe.cli.main(service().name, service, [], os.environ))
+"""
+
+
+@dataclass(frozen=True)
+class Balancer:
+    """A balancer: its files, what is made quicker in them, and how it is started."""
+
+    files: tuple[Path, ...]
+    quicker: dict[str, str]
+    command: Callable[[Path], tuple[str | Path, ...]]
+    # Whether it asks for readiness, and so takes out what does not answer.
+    asks: bool = True
+
+
+def nginx(folder: Path) -> tuple[str | Path, ...]:
+    program = tool("nginx")
+    conf = folder / "main.conf"
+    temp = "".join(
+        f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    conf.write_text(
+        f"daemon off; worker_processes 2; pid {folder}/pid; error_log {folder}/error.log;"
+        f"{'user root;' if os.geteuid() == 0 else ''}"
+        f"events {{}} http {{ access_log off; {temp} include {folder}/nginx.conf; }}"
+    )
+    return program, "-p", folder, "-c", conf
+
+
+BALANCERS = {
+    "haproxy": Balancer(
+        (Path("deploy/systemd/haproxy.cfg"),),
+        {"inter 1s": "inter 250ms", "timeout check 1s": "timeout check 500ms"},
+        lambda folder: (tool("haproxy"), "-db", "-f", folder / "haproxy.cfg"),
+    ),
+    "nginx": Balancer(
+        (DOCS / "nginx.conf",), {"keepalive_timeout 3s": "keepalive_timeout 500ms"}, nginx, asks=False
+    ),
+    "traefik": Balancer(
+        (DOCS / "traefik.yaml", DOCS / "traefik-service.yaml"),
+        {
+            "/etc/traefik/": "FOLDER/traefik-",
+            "interval: 1s": "interval: 250ms",
+            "unhealthyInterval: 1s": "unhealthyInterval: 250ms",
+            "timeout: 1s": "timeout: 500ms",
+        },
+        lambda folder: (tool("traefik"), f"--configfile={folder}/traefik.yaml"),
+    ),
+    "envoy": Balancer(
+        (DOCS / "envoy.yaml",),
+        {"interval: 1s": "interval: 0.25s", "timeout: 1s": "timeout: 0.5s"},
+        lambda folder: (
+            *(tool("envoy"), "-c", folder / "envoy.yaml", "--concurrency", "2", "--use-dynamic-base-id"),
+            *("--log-level", "error"),
+        ),
+    ),
+}
+
+
+def free_ports(number: int) -> list[int]:
+    """Find ports that no outgoing connection is given meanwhile."""
+    free: list[int] = []
+    for port in random.sample(range(20000, 30000), 1000):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            free.append(port)
+        if len(free) == number:
+            return free
+    pytest.fail("no free ports")
+
+
+class Instance(Service):
+    def handled(self) -> list[str]:
+        """The ids of the requests that this instance began to handle."""
+        return [line["request_id"] for line in self.lines("handled")]
+
+
+@dataclass
+class Site:
+    """Three instances on four slots, and a balancer before them."""
+
+    name: str
+    balancer: Balancer
+    project: Project
+    folder: Path
+    ports: dict[str, int] = field(default_factory=dict)
+    slots: dict[str, Instance] = field(default_factory=dict)
+    instances: list[Instance] = field(default_factory=list)
+    repeated: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        admin = [f"1{slot}" for slot in SLOTS]
+        self.ports = dict(zip(("8080", *SLOTS, *admin), free_ports(9), strict=True))
+        (self.folder / "secrets").mkdir()
+        (self.folder / "secrets" / "probe_password").write_text("hunter2")
+        (self.folder / "app.py").write_text(APP)
+        for path in self.balancer.files:
+            text = (self.project.path / path).read_text(encoding="utf-8")
+            for usual, quick in self.balancer.quicker.items():
+                text = text.replace(usual, quick.replace("FOLDER", str(self.folder)))
+            text = re.sub(rf"\b({'|'.join(self.ports)})\b", lambda match: str(self.ports[match[0]]), text)
+            (self.folder / path.name).write_text(text)
+
+    def start(self, **env: str) -> str:
+        """Start an instance on the free slot; return the slot."""
+        slot = next(slot for slot in SLOTS if slot not in self.slots)
+        folder = self.folder / f"instance{len(self.instances)}"
+        folder.mkdir()
+        settings = {
+            "APP_HTTP_PORT": str(self.ports[slot]),
+            "APP_ADMIN_PORT": str(self.ports[f"1{slot}"]),
+            "APP_SECRETS_DIR": str(self.folder / "secrets"),
+            "APP_DRAIN_DELAY": DELAY,
+            "APP_PROBE_NAME": "rolling",
+            "PYTHONPATH": str(self.project.path),
+            **env,
+        }
+        command = (self.project.path / ".venv/bin/python", self.folder / "app.py")
+        self.slots[slot] = Instance(command, folder, self.project.path, **settings)
+        self.instances.append(self.slots[slot])
+        return slot
+
+    def stop(self, slot: str) -> int:
+        """Stop the instance on *slot* as a service manager does; return its exit status."""
+        process = self.slots[slot].process
+        process.terminate()
+        status = process.wait(30)
+        del self.slots[slot]
+        return status
+
+    def replace(self, **env: str) -> int:
+        """Put a new instance in the place of the oldest; return the exit status of that one."""
+        oldest = next(iter(self.slots))
+        self.slots[self.start(**env)].started()
+        return self.stop(oldest)
+
+    @contextlib.contextmanager
+    def load(self, event: str) -> Iterator[Load]:
+        """Put the balancer under load; say afterwards what came of it."""
+        load = Load(self.ports["8080"], f"{self.name}-{event.replace(' ', '-')}")
+        try:
+            with load.running():
+                yield load
+        finally:
+            handled = Counter(name for instance in self.instances for name in instance.handled())
+            self.repeated = {
+                outcome.id: outcome.method for outcome in load.outcomes if handled[outcome.id] > 1
+            }
+            ROWS.append(
+                f"| {self.name} | {event} | {len(load.outcomes)} | {len(load.failures)} |"
+                f" {len(self.repeated)} | {load.p99():.0f} ms |"
+            )
+            print(f"\n{ROWS[-1]}", end="", flush=True)
+
+    def no_request_lost(self, load: Load) -> None:
+        assert not load.failures, f"{len(load.failures)} failed, first {load.failures[0]}"
+        assert not self.repeated, f"repeated: {self.repeated}"
+
+
+ROWS: list[str] = []
+
+
+@pytest.fixture(scope="module")
+def project(cookies_session: Any, uv: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The default service, with its environment, for all tests of this file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path_factory.mktemp("no-tools")))
+        result = cookies_session.bake(extra_context={"deploy_to": "systemd"}, template=str(ROOT))
+    assert result.exception is None, result
+    project = Project(result.project_path, result.context)
+    project.run(uv, "sync", "--quiet")
+    return project
+
+
+@pytest.fixture(scope="module", params=BALANCERS)
+def site(
+    request: pytest.FixtureRequest, project: Project, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
+    balancer = BALANCERS[request.param]
+    site = Site(request.param, balancer, project, tmp_path_factory.mktemp(request.param))
+    command = balancer.command(site.folder)
+    for slot in [site.start() for _ in range(3)]:
+        site.slots[slot].started()
+    with (site.folder / "balancer.log").open("wb") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        wait_for(lambda: answers(site.ports["8080"]), f"{request.param} to answer")
+        yield site
+    finally:
+        process.terminate()
+        process.wait(10)
+        for instance in site.slots.values():
+            instance.process.kill()
+            instance.process.wait()
+
+
+def answers(port: int) -> bool:
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+    with contextlib.suppress(OSError, http.client.HTTPException), contextlib.closing(client):
+        client.request("GET", "/work?s=0")
+        return client.getresponse().status == 200
+    return False
+
+
+@pytest.fixture(autouse=True)
+def shown(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """Print the counts where people see them."""
+    before = len(ROWS)
+    yield
+    with capfd.disabled():
+        print("".join(f"\n{row}" for row in ROWS[before:]), end="", flush=True)
+
+
+def test_nothing_happens(site: Site) -> None:
+    with site.load("none") as load:
+        time.sleep(4)
+    site.no_request_lost(load)
+
+
+def test_every_instance_is_replaced(site: Site) -> None:
+    with site.load(f"{ROUNDS} rounds of replacing all three") as load:
+        for _ in range(ROUNDS * 3):
+            assert site.replace() == 0
+    site.no_request_lost(load)
+
+
+def test_an_instance_is_not_ready_for_ten_seconds(site: Site) -> None:
+    with site.load("not ready for 10 s") as load:
+        late = site.slots[site.start(APP_PROBE_START_DELAY="10")]
+        late.started()
+        wait_for(late.handled, "a request to the instance that became ready")
+        site.stop(next(iter(site.slots)))
+    site.no_request_lost(load)
+
+
+def test_an_instance_is_stuck(site: Site) -> None:
+    """It leaves the rotation, where readiness is asked for, and comes back."""
+    slot, instance = next(iter(site.slots.items()))
+    with site.load("event loop stuck for 5 s") as load:
+        time.sleep(0.5)
+        began = time.monotonic()
+        instance.ask(site.ports[slot], "/block?s=5")
+        ended = time.monotonic()
+        before = len(instance.handled())
+        wait_for(lambda: len(instance.handled()) > before + 50, "requests after the instance moved again")
+    site.no_request_lost(load)
+    caught = [
+        outcome for outcome in load.outcomes if began + 2 < outcome.began < ended and outcome.overhead > 1
+    ]
+    assert not (site.balancer.asks and caught), f"sent to the stuck instance: {caught}"
+
+
+def test_an_instance_is_killed(site: Site) -> None:
+    """Only what was in flight on it may fail, and of that only what must not be repeated."""
+    slot, instance = next(iter(site.slots.items()))
+    with site.load("kill -9") as load:
+        time.sleep(1.5)
+        instance.process.kill()
+        killed = time.monotonic()
+        instance.process.wait()
+        del site.slots[slot]
+        time.sleep(1)
+        site.slots[site.start()].started()
+        time.sleep(1)
+    there = set(instance.handled())
+    lost = [outcome for outcome in load.failures if outcome.began > killed or outcome.id not in there]
+    assert not lost, f"failed without having been on the killed instance: {lost}"
+    assert {outcome.method for outcome in load.failures} <= {"POST"}, load.failures
+    assert "POST" not in site.repeated.values(), f"repeated: {site.repeated}"
+
+
+def test_without_the_drain_requests_are_lost(site: Site) -> None:
+    """The test of these tests: they see what goes wrong."""
+    off = {"APP_DRAIN_DELAY": "0", "APP_DRAIN_TIMEOUT": "0"}
+    for _ in range(3):
+        site.replace(**off)
+    with site.load("the drain switched off") as load:
+        for _ in range(3):
+            site.replace()
+    with pytest.raises(AssertionError):
+        site.no_request_lost(load)
