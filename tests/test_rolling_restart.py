@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,28 @@ class Balancer:
     command: Callable[[Path], tuple[str | Path, ...]]
     # Whether it asks for readiness, and so takes out what does not answer.
     asks: bool = True
+
+    @contextlib.contextmanager
+    def running(self, project: Project, folder: Path, ports: Mapping[str, int]) -> Iterator[None]:
+        """Run it on the *ports* that stand for those in its files, in the *folder*."""
+        for path in self.files:
+            text = (project.path / path).read_text(encoding="utf-8")
+            for usual, quick in self.quicker.items():
+                assert usual in text, f"{path} no longer has {usual!r}"
+                text = text.replace(usual, quick.replace("FOLDER", str(folder)))
+            text = re.sub(rf"\b({'|'.join(ports)})\b", lambda match: str(ports[match[0]]), text)
+            (folder / path.name).write_text(text)
+        command = self.command(folder)
+        with (folder / "balancer.log").open("wb") as log:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            wait_for(lambda: ask(ports["8080"], "/work?s=0")[0] == 200, f"{command[0]} to answer")
+            # Most balancers take every instance for ready until their first check.
+            time.sleep(1)
+            yield
+        finally:
+            process.terminate()
+            process.wait(10)
 
 
 def nginx(folder: Path) -> tuple[str | Path, ...]:
@@ -152,12 +174,6 @@ class Site:
         (self.folder / "secrets").mkdir()
         (self.folder / "secrets" / "probe_password").write_text("hunter2")
         (self.folder / "app.py").write_text(APP)
-        for path in self.balancer.files:
-            text = (self.project.path / path).read_text(encoding="utf-8")
-            for usual, quick in self.balancer.quicker.items():
-                text = text.replace(usual, quick.replace("FOLDER", str(self.folder)))
-            text = re.sub(rf"\b({'|'.join(self.ports)})\b", lambda match: str(self.ports[match[0]]), text)
-            (self.folder / path.name).write_text(text)
 
     def start(self, **env: str) -> str:
         """Start an instance on the free slot; return the slot."""
@@ -234,32 +250,28 @@ def project(cookies_session: Any, uv: Path, tmp_path_factory: pytest.TempPathFac
 def site(
     request: pytest.FixtureRequest, project: Project, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:
-    balancer = BALANCERS[request.param]
-    site = Site(request.param, balancer, project, tmp_path_factory.mktemp(request.param))
-    command = balancer.command(site.folder)
-    for slot in [site.start() for _ in range(3)]:
-        site.slots[slot].started()
-    with (site.folder / "balancer.log").open("wb") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    site = Site(request.param, BALANCERS[request.param], project, tmp_path_factory.mktemp(request.param))
     try:
-        wait_for(lambda: answers(site.ports["8080"]), f"{request.param} to answer")
-        # Most balancers take every instance for ready until their first check.
-        time.sleep(1)
-        yield site
+        for slot in [site.start() for _ in range(3)]:
+            site.slots[slot].started()
+        with site.balancer.running(project, site.folder, site.ports):
+            yield site
     finally:
-        process.terminate()
-        process.wait(10)
         for instance in site.slots.values():
             instance.process.kill()
             instance.process.wait()
 
 
-def answers(port: int) -> bool:
-    client = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+def ask(port: int, path: str, source: str = "127.0.0.1", **headers: str) -> tuple[int, str]:
+    """Ask from the address *source*; the status is 0 when nobody answers."""
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=2, source_address=(source, 0))
     with contextlib.suppress(OSError, http.client.HTTPException), contextlib.closing(client):
-        client.request("GET", "/work?s=0")
-        return client.getresponse().status == 200
-    return False
+        client.request(
+            "GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()}
+        )
+        answer = client.getresponse()
+        return answer.status, answer.read().decode()
+    return 0, ""
 
 
 @pytest.fixture(autouse=True)
@@ -329,13 +341,48 @@ def test_an_instance_is_killed(site: Site) -> None:
     assert "POST" not in site.repeated.values(), f"repeated: {site.repeated}"
 
 
+FORGED = {
+    "X_Forwarded_For": "192.0.2.66, 127.0.0.1",
+    "X_Forwarded_Proto": "https",
+    "X_Forwarded_Host": "evil.example",
+    "Forwarded": "for=192.0.2.66;proto=https;host=evil.example",
+}
+
+
+def seen(site: Site, port: int) -> tuple[str, list[str]]:
+    """Ask with forged headers, from an address that is no proxy's; return what the service and its log say."""
+    name = f"/address/{port}"
+    status, origin = ask(port, name, "127.0.0.9", Host="service.test", **FORGED)
+    assert status == 200
+
+    def clients() -> list[str]:
+        lines = [line for instance in site.slots.values() for line in instance.lines("request")]
+        return [line["client"] for line in lines if line["path"] == name]
+
+    return origin, wait_for(clients, "the request's line")
+
+
+def test_forged_headers_change_nothing(site: Site) -> None:
+    assert seen(site, site.ports["8080"]) == ("http 127.0.0.9 service.test", ["127.0.0.9"])
+
+
+@pytest.mark.parametrize("site", ["haproxy"], indirect=True)
+def test_the_client_is_known_through_a_chain_of_two_proxies(
+    site: Site, project: Project, tmp_path: Path
+) -> None:
+    front, *unused = free_ports(4)
+    ports = {"8080": front, "8000": site.ports["8080"], **dict(zip(SLOTS[1:], unused, strict=True))}
+    with BALANCERS["nginx"].running(project, tmp_path, ports):
+        assert seen(site, front) == ("http 127.0.0.9 service.test", ["127.0.0.9"])
+
+
 def test_without_the_drain_requests_are_lost(site: Site) -> None:
     """The test of these tests: they see what goes wrong."""
-    off = {"APP_DRAIN_DELAY": "0", "APP_DRAIN_TIMEOUT": "0"}
-    for _ in range(3):
-        site.replace(**off)
-    with site.load("the drain switched off") as load:
-        for _ in range(3):
-            site.replace()
+    slot = site.start(APP_DRAIN_DELAY="0", APP_DRAIN_TIMEOUT="0")
+    site.slots[slot].started()
+    with site.load("one stopped, the drain switched off") as load:
+        wait_for(lambda: len(site.slots[slot].handled()) > 50, "requests to the one that has no drain")
+        site.stop(slot)
+        time.sleep(1)
     with pytest.raises(AssertionError):
         site.no_request_lost(load)

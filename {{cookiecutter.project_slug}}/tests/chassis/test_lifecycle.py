@@ -168,6 +168,29 @@ def test_a_stop_during_the_start_up_ends_it(start: Start) -> None:
     ]
 
 
+def test_during_the_start_up_only_what_can_go_elsewhere_is_refused(start: Start) -> None:
+    process = start(APP_PROBE_START_DELAY="1")
+    process.line("listening")
+    order = Asking(process, "/length", method="POST", body=b"abc")
+    answer = process.ask("/trouble/nothing")
+    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+    assert not process.lines("ready")
+    order.join()
+    assert order.answer is not None
+    assert (order.answer.status, order.answer.body) == (200, b"3")
+
+
+def test_what_waits_for_a_start_up_that_is_called_off_is_told(start: Start) -> None:
+    process = start(APP_PROBE_START_DELAY="60")
+    process.line("listening")
+    order = Asking(process, "/length", method="POST", body=b"abc")
+    wait_for(lambda: b"active_requests 1.0" in process.ask("/metrics", port="admin").body)
+    assert process.stop() == 0
+    order.join()
+    assert order.answer is not None
+    assert order.answer.status == 503
+
+
 def test_a_failing_start_up_is_one_clear_line(start: Start) -> None:
     process = start(APP_PROBE_START_ERROR="no database")
     assert process.wait() == 1

@@ -113,13 +113,20 @@ class Server:
         housekeeping = asyncio.create_task(self._keep_house())
         cut = 0
         try:
-            if await self._started(lifespan):
-                self._health.state = "ready"
+            started = await self._started(lifespan)
+            self._health.state = "ready" if started else "draining"
+            self._middleware.started.set()
+            if started:
                 log.info("ready", after_s=round(time.time() - self._health.started, 3))
                 await self._stop.wait()
                 cut = await self._drain()
-            elif not self._signals:
-                return 1
+            else:
+                # Who waited for the start-up is told that it doesn't come.
+                self._deadline = self._loop.time() + CUT_GRACE
+                self._end_connections()
+                await self._quiet()
+                if not self._signals:
+                    return 1
         finally:
             self._health.state = "draining"
             self._listener.close()
