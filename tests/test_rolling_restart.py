@@ -74,13 +74,14 @@ class Balancer:
     @contextlib.contextmanager
     def running(self, project: Project, folder: Path, ports: Mapping[str, int]) -> Iterator[None]:
         """Run it on the *ports* that stand for those in its files, in the *folder*."""
-        for path in self.files:
-            text = (project.path / path).read_text(encoding="utf-8")
+        texts = {path.name: (project.path / path).read_text(encoding="utf-8") for path in self.files}
+        for usual in self.quicker:
+            assert usual in "".join(texts.values()), f"{[*texts]} no longer have {usual!r}"
+        for name, text in texts.items():
             for usual, quick in self.quicker.items():
-                assert usual in text, f"{path} no longer has {usual!r}"
                 text = text.replace(usual, quick.replace("FOLDER", str(folder)))
             text = re.sub(rf"\b({'|'.join(ports)})\b", lambda match: str(ports[match[0]]), text)
-            (folder / path.name).write_text(text)
+            (folder / name).write_text(text)
         command = self.command(folder)
         with (folder / "balancer.log").open("wb") as log:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -334,7 +335,7 @@ def test_an_instance_is_killed(site: Site) -> None:
         time.sleep(1)
         site.slots[site.start()].started()
         time.sleep(1)
-    # A balancer may hear of the end a moment later, and have sent one more request on a connection that it kept.
+    # A balancer may hear of the end a moment later, and have sent one more on a connection that it kept.
     lost = [outcome for outcome in load.failures if outcome.began > killed + 0.1]
     assert not lost, f"failed though the instance was gone: {lost}"
     assert {outcome.method for outcome in load.failures} <= {"POST"}, load.failures
@@ -350,7 +351,7 @@ FORGED = {
 
 
 def seen(site: Site, port: int) -> tuple[str, list[str]]:
-    """Ask with forged headers, from an address that is no proxy's; return what the service and its log say."""
+    """Ask with forged headers, from an address that is no proxy's; return what service and log say."""
     name = f"/address/{port}"
     status, origin = ask(port, name, "127.0.0.9", Host="service.test", **FORGED)
     assert status == 200
