@@ -212,7 +212,7 @@ class Site:
     @contextlib.contextmanager
     def load(self, event: str) -> Iterator[Load]:
         """Put the balancer under load; say afterwards what came of it."""
-        load = Load(self.ports["8080"], f"{self.name}-{event.replace(' ', '-')}")
+        load = Load(self.ports["8080"], re.sub(r"\W+", "-", f"{self.name} {event}"))
         try:
             with load.running():
                 yield load
@@ -387,3 +387,7 @@ def test_without_the_drain_requests_are_lost(site: Site) -> None:
         time.sleep(1)
     with pytest.raises(AssertionError):
         site.no_request_lost(load)
+    cut = {
+        outcome.failure for outcome in load.failures if "The service is stopping" in (outcome.failure or "")
+    }
+    assert cut, f"failed, but not for want of a drain: {load.failures[0]}"
