@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -375,6 +375,25 @@ def test_the_client_is_known_through_a_chain_of_two_proxies(
     ports = {"8080": front, "8000": site.ports["8080"], **dict(zip(SLOTS[1:], unused, strict=True))}
     with BALANCERS["nginx"].running(project, tmp_path, ports):
         assert seen(site, front) == ("http 127.0.0.9 service.test", ["127.0.0.9"])
+
+
+@pytest.mark.parametrize("site", ["envoy"], indirect=True)
+def test_envoy_obeys_what_a_draining_instance_says(site: Site, project: Project, tmp_path: Path) -> None:
+    """By its checks alone, once a minute, it would hear of it much too late."""
+    rare = replace(site.balancer, quicker={"interval: 1s": "interval: 60s"})
+    ports = site.ports | {"8080": free_ports(1)[0]}
+    slot, instance = next(iter(site.slots.items()))
+    with rare.running(project, tmp_path, ports), Load(ports["8080"], "obeys").running() as load:
+        first = len(instance.handled())
+        wait_for(lambda: len(instance.handled()) > first + 20, "requests")
+        instance.process.terminate()
+        time.sleep(0.4)
+        before = len(instance.handled())
+        assert instance.process.wait(30) == 0
+        del site.slots[slot]
+        assert len(instance.handled()) == before
+    assert not load.failures
+    site.slots[site.start()].started()
 
 
 def test_without_the_drain_requests_are_lost(site: Site) -> None:
