@@ -66,6 +66,32 @@ def test_a_body_over_the_limit_is_refused(start: Start) -> None:
     assert not process.lines("unhandled exception")
 
 
+@pytest.mark.parametrize("length", ["8000000", None])
+def test_a_client_that_sends_far_too_much_is_told(probe: Process, length: str | None) -> None:
+    headers = {"Content-Length": length} if length else {}
+    chunks = (b"x" * 100_000 for _ in range(80))
+    answer = probe.ask("/length", method="POST", body=chunks, headers=headers)
+    assert (answer.status, answer.headers["connection"]) == (413, "close")
+
+
+def test_a_client_that_goes_on_sending_is_left_in_the_end(start: Start) -> None:
+    patch = "from {{ cookiecutter.package_name }}.chassis import server; server.LINGER = 0.2"
+    code = f"import runpy; {patch}; runpy.run_path({PROBE[1]!r}, run_name='__main__')"
+    process = start.run([PROBE[0], "-c", code], {"APP_PROBE_NAME": "x"}).ready()
+    with socket.create_connection(("127.0.0.1", process.port())) as client:
+        client.sendall(b"POST /length HTTP/1.1\r\nHost: x\r\nContent-Length: 2000000\r\n\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 413")
+
+        def is_reset() -> bool:
+            try:
+                return not client.send(b"x")
+            except ConnectionError:
+                return True
+
+        wait_for(is_reset)
+    assert process.stop() == 0
+
+
 def test_a_client_that_leaves_is_no_error(own: Process) -> None:
     with socket.create_connection(("127.0.0.1", own.port())) as client:
         client.sendall(b"POST /length HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")

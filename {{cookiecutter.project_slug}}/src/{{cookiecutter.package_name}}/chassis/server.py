@@ -39,6 +39,7 @@ CUT_GRACE = 1.0
 CLOSE_GRACE = 1.0
 BACKLOG = 2048
 JOIN_LIMIT = 65536
+LINGER = 5.0
 
 log = get_logger("server")
 
@@ -235,7 +236,14 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._header_began = time.monotonic()
-        super().connection_made(JoinedWrites(transport, self.loop))
+        super().connection_made(JoinedWrites(transport, self.loop, self._brings_body))
+
+    def _brings_body(self) -> bool:
+        return self.cycle is not None and self.cycle.more_body
+
+    def data_received(self, data: bytes) -> None:
+        if not self.transport.is_closing():
+            super().data_received(data)
 
     def on_message_begin(self) -> None:
         self._header_began = time.monotonic()
@@ -262,14 +270,21 @@ class JoinedWrites(asyncio.Transport):
     """A transport that makes one system call of what is written in one iteration of the event loop.
 
     uvicorn writes an answer's head and its body apart; a system call is the dearest part of a small answer.
+
+    Args:
+        unread: Whether the client still sends what nobody will read.
     """
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, unread: Callable[[], bool]
+    ) -> None:
         self._transport = transport
         self._loop = loop
         self._parts: list[bytes] = []
         self._size = 0
-        for name in ("get_extra_info", "is_closing", "pause_reading", "resume_reading", "set_protocol"):
+        self._unread = unread
+        self._lingers = False
+        for name in ("get_extra_info", "pause_reading", "resume_reading", "set_protocol"):
             setattr(self, name, getattr(transport, name))
 
     def write(self, data: bytes) -> None:  # type: ignore[override]
@@ -281,9 +296,19 @@ class JoinedWrites(asyncio.Transport):
         if self._size >= JOIN_LIMIT:
             self._flush()
 
+    def is_closing(self) -> bool:
+        return self._lingers or self._transport.is_closing()
+
     def close(self) -> None:
         self._flush()
-        self._transport.close()
+        if self._unread() and not self.is_closing():
+            # Closed now, the connection would be reset by what still comes, and the client not see the answer.
+            self._lingers = True
+            self._transport.write_eof()
+            self._transport.resume_reading()
+            self._loop.call_later(LINGER, self._transport.close)
+        elif not self._lingers:
+            self._transport.close()
 
     def _flush(self) -> None:
         if self._parts:
