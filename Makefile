@@ -1,4 +1,4 @@
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench soak clean
 .DEFAULT_GOAL := test
 
 VENV := .venv/bin
@@ -16,6 +16,9 @@ lint: .venv/ready
 
 bench: .venv/ready  ## what scraping and probing cost, in throughput; needs wrk
 	@$(VENV)/python benchmarks/introspection.py
+
+soak: .venv/ready  ## 20 rolling restarts behind each balancer, under load: the table of docs/load-balancers.md
+	@ROLLING_ROUNDS=20 $(VENV)/python -m pytest -q tests/test_rolling_restart.py
 
 clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,14 @@ def _secrets(folder: Path) -> Path:
     return folder
 
 
+@contextmanager
+def started(tmp_path_factory: pytest.TempPathFactory, **env: str) -> Iterator[Process]:
+    """Start a probe that outlives a test."""
+    folder = tmp_path_factory.mktemp("probe")
+    with Start(folder, _secrets(folder / "secrets")) as start:
+        yield start(**env).ready()
+
+
 @pytest.fixture
 def secrets(tmp_path: Path) -> Path:
     """The secrets directory of what `start` starts."""
@@ -79,6 +88,5 @@ def own(start: Start) -> Process:
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     """The probe, ready, for all tests of a file that leave it as it is."""
-    folder = tmp_path_factory.mktemp("probe")
-    with Start(folder, _secrets(folder / "secrets")) as start:
-        yield start().ready()
+    with started(tmp_path_factory) as process:
+        yield process

@@ -177,7 +177,8 @@ async def stream(request: Request) -> Response:
 
 
 async def address(request: Request) -> Response:
-    return PlainTextResponse(f"{request.url.scheme} {request.client.host if request.client else ''}")
+    client = request.client.host if request.client else ""
+    return PlainTextResponse(f"{request.url.scheme} {client} {request.url.netloc}")
 
 
 class Silent:
@@ -214,7 +215,7 @@ def create_app(config: Config, registry: svcs.Registry) -> Starlette:
             Route("/hold", hold),
             Route("/length", length, methods=["POST"]),
             Route("/stream", stream),
-            Route("/address", address),
+            Route("/address/{name}", address),
             Route("/silent", Silent()),
             Route("/gate/{name}", gate),
             Route("/reveal", reveal),

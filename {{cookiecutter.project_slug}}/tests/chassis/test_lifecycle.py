@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from .conftest import Start
+from .conftest import PROBE, Start
 from .process import Asking, Process, wait_for
 
 
@@ -39,6 +39,7 @@ def test_during_the_delay_requests_are_taken_and_connections_end(start: Start) -
     process.line("draining")
     answer = process.ask("/trouble/kept", on=kept)
     assert (answer.status, answer.headers["connection"]) == (200, "close")
+    assert answer.headers["x-envoy-immediate-health-check-fail"] == "true"
     assert process.ask("/trouble/new").status == 200
     assert process.wait() == 0
     assert 1 <= time.monotonic() - told < 3
@@ -46,6 +47,50 @@ def test_during_the_delay_requests_are_taken_and_connections_end(start: Start) -
     assert idle.sock.recv(1) == b""
     with pytest.raises(ConnectionRefusedError):
         process.ask("/trouble/late")
+
+
+def _start_standing_still(start: Start) -> Process:
+    """Start a probe whose event loop stands still for a second at the moment when the listener is to be closed."""
+    code = """
+import runpy, sys, time
+from {{ cookiecutter.package_name }}.chassis import server
+close = server.Server._stop_listening
+def late(self):
+    server.log.info("standing still")
+    time.sleep(1)
+    return close(self)
+server.Server._stop_listening = late
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
+    return start.run([PROBE[0], "-c", code, PROBE[1]], {"APP_PROBE_NAME": "x", "APP_DRAIN_DELAY": "0.1"}).ready()
+
+
+@pytest.mark.parametrize("newcomers", [0, 20])
+def test_what_has_reached_the_machine_when_the_listener_closes_is_answered(start: Start, newcomers: int) -> None:
+    process = _start_standing_still(start)
+    kept, idle = process.connect(), process.connect()
+    for connection in (kept, idle):
+        process.ask("/trouble/first", on=connection)
+    process.signal(signal.SIGTERM)
+    process.line("standing still")
+    late = [Asking(process, "/trouble/late", on=kept), *(Asking(process, "/trouble/new") for _ in range(newcomers))]
+    for request in late:
+        request.join()
+        assert request.answer is not None, "a request that was sent got no answer"
+        assert (request.answer.status, request.answer.headers["connection"]) == (200, "close")
+    assert process.wait() == 0
+
+
+def test_a_connection_that_brings_no_request_does_not_hold_the_stop(start: Start) -> None:
+    process = _start_standing_still(start)
+    with socket.create_connection(("127.0.0.1", process.port())) as client:
+        client.sendall(b"GET /trouble/first HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 200")
+        told = process.signal(signal.SIGTERM)
+        process.line("standing still")
+        client.sendall(b"\r\n")
+        assert process.wait() == 0
+    assert time.monotonic() - told < 4
 
 
 def test_interrupt_stops_without_the_delay(start: Start) -> None:
@@ -121,6 +166,29 @@ def test_a_stop_during_the_start_up_ends_it(start: Start) -> None:
     assert [line["event"] for line in process.lines() if line["event"] != "request"] == [
         *("listening", "registry closed", "stopped")
     ]
+
+
+def test_during_the_start_up_only_what_can_go_elsewhere_is_refused(start: Start) -> None:
+    process = start(APP_PROBE_START_DELAY="1")
+    process.line("listening")
+    order = Asking(process, "/length", method="POST", body=b"abc")
+    answer = process.ask("/trouble/nothing")
+    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+    assert not process.lines("ready")
+    order.join()
+    assert order.answer is not None
+    assert (order.answer.status, order.answer.body) == (200, b"3")
+
+
+def test_what_waits_for_a_start_up_that_is_called_off_is_told(start: Start) -> None:
+    process = start(APP_PROBE_START_DELAY="60")
+    process.line("listening")
+    order = Asking(process, "/length", method="POST", body=b"abc")
+    wait_for(lambda: b"active_requests 1.0" in process.ask("/metrics", port="admin").body)
+    assert process.stop() == 0
+    order.join()
+    assert order.answer is not None
+    assert order.answer.status == 503
 
 
 def test_a_failing_start_up_is_one_clear_line(start: Start) -> None:

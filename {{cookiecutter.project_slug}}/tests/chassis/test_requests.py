@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+import time
+from collections.abc import Iterator
 
 import pytest
 
-from .conftest import PROBE, Start
+from .conftest import PROBE, Start, started
 from .process import Process, wait_for
 
 
@@ -64,6 +66,32 @@ def test_a_body_over_the_limit_is_refused(start: Start) -> None:
     assert not process.lines("unhandled exception")
 
 
+@pytest.mark.parametrize("length", ["8000000", None])
+def test_a_client_that_sends_far_too_much_is_told(probe: Process, length: str | None) -> None:
+    headers = {"Content-Length": length} if length else {}
+    chunks = (b"x" * 100_000 for _ in range(80))
+    answer = probe.ask("/length", method="POST", body=chunks, headers=headers)
+    assert (answer.status, answer.headers["connection"]) == (413, "close")
+
+
+def test_a_client_that_goes_on_sending_is_left_in_the_end(start: Start) -> None:
+    patch = "from {{ cookiecutter.package_name }}.chassis import server; server.LINGER = 0.2"
+    code = f"import runpy; {patch}; runpy.run_path({PROBE[1]!r}, run_name='__main__')"
+    process = start.run([PROBE[0], "-c", code], {"APP_PROBE_NAME": "x"}).ready()
+    with socket.create_connection(("127.0.0.1", process.port())) as client:
+        client.sendall(b"POST /length HTTP/1.1\r\nHost: x\r\nContent-Length: 2000000\r\n\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 413")
+
+        def is_reset() -> bool:
+            try:
+                return not client.send(b"x")
+            except ConnectionError:
+                return True
+
+        wait_for(is_reset)
+    assert process.stop() == 0
+
+
 def test_a_client_that_leaves_is_no_error(own: Process) -> None:
     with socket.create_connection(("127.0.0.1", own.port())) as client:
         client.sendall(b"POST /length HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
@@ -98,12 +126,74 @@ def test_an_upgrade_that_nobody_offers_is_answered_as_a_plain_request(probe: Pro
     assert probe.ask("/trouble/nothing", headers=headers).status == 200
 
 
+TRUSTED = "127.0.0.0/8,10.0.0.0/8,2001:db8::/32"
+CHAIN = {
+    "X-Forwarded-For": "198.51.100.1, 203.0.113.7, 10.1.1.1",
+    "X-Forwarded-Proto": "https",
+    "X-Forwarded-Host": "shop.example:8443",
+}
+
+
+@pytest.fixture(scope="module")
+def behind_proxies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """The probe behind proxies that it trusts, for all tests that leave it as it is."""
+    with started(tmp_path_factory, APP_HTTP_TRUSTED_PROXIES=TRUSTED) as process:
+        yield process
+
+
 @pytest.mark.parametrize(
-    ("trusted", "address"),
-    [("127.0.0.0/8,10.0.0.0/8", "https 203.0.113.7"), ("192.0.2.1", "http 127.0.0.1"), ("", "http 127.0.0.1")],
+    ("headers", "origin"),
+    [
+        ({}, "http 127.0.0.1"),
+        (CHAIN, "https 203.0.113.7 shop.example:8443"),
+        ({"X-Forwarded-For": "203.0.113.7:4711"}, "http 203.0.113.7"),
+        ({"X-Forwarded-For": "198.51.100.1, [2001:db9::7]:4711, 2001:db8::2"}, "http 2001:db9::7"),
+        ({"X-Forwarded-For": "2001:DB9:0::7"}, "http 2001:db9::7"),
+        ({"X-Forwarded-For": "::ffff:203.0.113.7, ::ffff:10.1.1.1"}, "http 203.0.113.7"),
+        ({"X-Forwarded-For": "10.2.2.2, 10.1.1.1"}, "http 10.2.2.2"),
+        ({"X-Forwarded-For": "203.0.113.7, <script>, 10.1.1.1"}, "http 10.1.1.1"),
+        ({"X-Forwarded-For": ", ,"}, "http 127.0.0.1"),
+        ({"X-Forwarded-Proto": "http, HTTPS"}, "https 127.0.0.1"),
+        ({"X-Forwarded-Proto": "gopher"}, "http 127.0.0.1"),
+        ({"X-Forwarded-Host": "evil.example, shop.example"}, "http 127.0.0.1 shop.example"),
+        ({"X-Forwarded-Host": "[2001:db8::1]:80"}, "http 127.0.0.1 [2001:db8::1]:80"),
+        ({"X-Forwarded-Host": "shop.example/path"}, "http 127.0.0.1"),
+        ({"Forwarded": "for=203.0.113.7;proto=https;host=shop.example"}, "https 203.0.113.7 shop.example"),
+        (
+            {"Forwarded": 'for=198.51.100.1;host=x, For="[2001:db9::7]:4711"; Proto=https, for=10.1.1.1;proto=http'},
+            "https 2001:db9::7",
+        ),
+        ({"Forwarded": 'for=unknown;proto=https;host="a,b;c"'}, "https 127.0.0.1"),
+        ({"Forwarded": "for=203.0.113.7, for=_hidden, for=10.1.1.1"}, "http 10.1.1.1"),
+        ({"Forwarded": 'nonsense;;for="203.0.113.7'}, "http 203.0.113.7"),
+        # A client's own Forwarded, which most proxies let pass, does not replace what the proxy says.
+        ({"Forwarded": "for=192.0.2.1;host=evil.example", "X-Forwarded-For": "203.0.113.7"}, "http 203.0.113.7"),
+    ],
 )
-def test_forwarded_addresses_are_believed_from_trusted_proxies_only(start: Start, trusted: str, address: str) -> None:
+def test_trusted_proxies_tell_who_asks_and_how(behind_proxies: Process, headers: dict[str, str], origin: str) -> None:
+    scheme, client, *host = origin.split()
+    ours = f"127.0.0.1:{behind_proxies.port()}"
+    name = f"/address/{len(behind_proxies.lines('request'))}"
+    assert behind_proxies.ask(name, headers=headers).body.decode() == f"{scheme} {client} {host[0] if host else ours}"
+    assert behind_proxies.request_line(name)["client"] == client
+
+
+def test_a_long_forwarded_header_is_read_in_no_time(behind_proxies: Process) -> None:
+    for header in ("for=10.1.1.1," * 4000, 'for="' * 10000, '"' * 50000):
+        began = time.monotonic()
+        assert behind_proxies.ask("/address/long", headers={"Forwarded": header}).status == 200
+        assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize("trusted", ["192.0.2.1", "", "10.0.0.0/8,::1"])
+def test_what_strangers_say_of_themselves_changes_nothing(start: Start, trusted: str) -> None:
     process = start(APP_HTTP_TRUSTED_PROXIES=trusted).ready()
-    headers = {"X-Forwarded-For": "198.51.100.1, 203.0.113.7, 10.1.1.1", "X-Forwarded-Proto": "https"}
-    assert process.ask("/address", headers=headers).body.decode() == address
-    assert process.request_line("/address")["client"] == address.split()[1]
+    forged = CHAIN | {"Forwarded": "for=192.0.2.9;proto=https;host=evil.example"}
+    assert process.ask("/address/x", headers=forged).body.decode() == f"http 127.0.0.1 127.0.0.1:{process.port()}"
+    assert process.request_line("/address/x")["client"] == "127.0.0.1"
+
+
+def test_a_proxy_is_known_on_a_listener_for_both_families(start: Start) -> None:
+    process = start(APP_HTTP_HOST="::", APP_HTTP_TRUSTED_PROXIES="127.0.0.1").ready()
+    process.ask("/address/x", headers={"X-Forwarded-For": "203.0.113.7"})
+    assert process.request_line("/address/x")["client"] == "203.0.113.7"

@@ -7,6 +7,7 @@ that is starting or draining.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import itertools
 import re
@@ -27,6 +28,7 @@ from .stacks import await_chain, where
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 
+    from .forwarded import TrustedProxies
     from .health import Health
     from .metrics import Metrics
 
@@ -42,9 +44,15 @@ REQUEST_ID = re.compile(rb"[A-Za-z0-9._~:=+/@-]{1,128}")
 TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
 # What nginx logs for a client that did not wait for its answer.
 CLIENT_CLOSED_REQUEST = 499
+# What a balancer may send to another instance when this one can't answer yet.
+REPEATABLE = ("GET", "HEAD", "OPTIONS")
+# Less than the 60 s for which balancers commonly wait.
+START_PATIENCE = 50.0
 
 log = get_logger("http")
 _READY = SimpleNamespace(path="/-/ready")
+# Envoy takes an instance out of its rotation at the first answer that says so, not only at its next check.
+_DRAINING = ((b"connection", b"close"), (b"x-envoy-immediate-health-check-fail", b"true"))
 
 
 class BodyTooLargeError(Exception):
@@ -100,14 +108,19 @@ class Traffic:
 class Middleware:
     """Wraps the service's ASGI *app*; bodies over *max_body* bytes are answered with 413."""
 
-    def __init__(self, app: App, health: Health, metrics: Metrics, traffic: Traffic, max_body: int) -> None:
+    def __init__(
+        self, app: App, health: Health, metrics: Metrics, traffic: Traffic, proxies: TrustedProxies, max_body: int
+    ) -> None:
         self.app = app
         self.health = health
         self.metrics = metrics
         self.traffic = traffic
+        self.proxies = proxies
+        self.started = asyncio.Event()
         self.max_body = max_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.proxies.apply(scope)
         await Request(self, scope, receive, send).handle()
 
 
@@ -149,7 +162,7 @@ class Request:
         try:
             if self.scope["path"] == "/-/ready":
                 await self._ready()
-            elif middleware.health.state == "starting":
+            elif middleware.health.state == "starting" and not await self._started():
                 await self._answer(503, [(b"retry-after", b"1")], detail="The service is starting.")
             elif length > middleware.max_body:
                 await self._refuse_body()
@@ -180,6 +193,13 @@ class Request:
             self.trace_id = match[1].decode()
             bind_contextvars(trace_id=self.trace_id, span_id=match[2].decode())
         return length
+
+    async def _started(self) -> bool:
+        """Wait for the start-up with a request that would be lost: no balancer may repeat it elsewhere."""
+        if self.scope["method"] not in REPEATABLE:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.middleware.started.wait(), START_PATIENCE)
+        return self.middleware.health.state == "ready"
 
     async def _ready(self) -> None:
         self.scope["route"] = _READY
@@ -240,7 +260,7 @@ class Request:
             self.status = message["status"]
             headers = [*message.get("headers", ()), *self._headers]
             if self.middleware.health.state == "draining":
-                headers.append((b"connection", b"close"))
+                headers += _DRAINING
             message = {**message, "headers": headers}
         await self._send(message)
         if message["type"] == "http.response.body" and not message.get("more_body", False):

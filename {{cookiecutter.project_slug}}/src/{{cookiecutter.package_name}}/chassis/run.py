@@ -14,6 +14,7 @@ import uvloop
 
 from . import admin, logs
 from .config import ConfigurationError, load
+from .forwarded import TrustedProxies
 from .health import Health
 from .metrics import Metrics
 from .middleware import Middleware, Traffic
@@ -94,7 +95,8 @@ async def _serve(service: Service, loaded: Loaded[Settings], http: socket.socket
     service.register(registry, config)
     health.watch(registry)
     app = service.create_app(config, registry)
-    middleware = Middleware(app, health, metrics, traffic, config.http.max_body)
+    proxies = TrustedProxies(config.http.trusted_proxies)
+    middleware = Middleware(app, health, metrics, traffic, proxies, config.http.max_body)
     reload = asyncio.Event()
     fixed = [entry.setting.name for entry in loaded.entries if entry.source.startswith("environment")]
     watcher = asyncio.create_task(_watch_secrets(loaded.secrets, config.secrets.refresh, reload, fixed))

@@ -7,7 +7,9 @@ its listener the moment SIGTERM arrives, while the load balancer still sends req
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import select
 import signal
 import socket
 import time
@@ -21,7 +23,7 @@ from uvicorn.server import ServerState
 from .logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from types import FrameType
 
     from .config import Settings
@@ -37,6 +39,7 @@ CUT_GRACE = 1.0
 CLOSE_GRACE = 1.0
 BACKLOG = 2048
 JOIN_LIMIT = 65536
+LINGER = 5.0
 
 log = get_logger("server")
 
@@ -102,24 +105,29 @@ class Server:
             log_config=None,
             access_log=False,
             server_header=False,
-            proxy_headers=bool(self._settings.http.trusted_proxies),
-            forwarded_allow_ips=self._settings.http.trusted_proxies,
+            proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE,
         )
         config.load()
-        self._listener = await self._loop.create_server(
-            lambda: Protocol(config, self._state, lifespan.state), sock=self._sock
-        )
+        self._protocol = lambda: Protocol(config, self._state, lifespan.state)
+        self._listener = await self._loop.create_server(self._protocol, sock=self._sock)
         housekeeping = asyncio.create_task(self._keep_house())
         cut = 0
         try:
-            if await self._started(lifespan):
-                self._health.state = "ready"
+            started = await self._started(lifespan)
+            self._health.state = "ready" if started else "draining"
+            self._middleware.started.set()
+            if started:
                 log.info("ready", after_s=round(time.time() - self._health.started, 3))
                 await self._stop.wait()
                 cut = await self._drain()
-            elif not self._signals:
-                return 1
+            else:
+                # Who waited for the start-up is told that it doesn't come.
+                self._deadline = self._loop.time() + CUT_GRACE
+                self._end_connections()
+                await self._quiet()
+                if not self._signals:
+                    return 1
         finally:
             self._health.state = "draining"
             self._listener.close()
@@ -156,9 +164,12 @@ class Server:
             self._close_headerless(HEADER_TIMEOUT)
             await asyncio.sleep(1)
 
+    def _connections(self) -> list[Protocol]:
+        return [connection for connection in self._state.connections if isinstance(connection, Protocol)]
+
     def _close_headerless(self, limit: float) -> None:
-        for connection in list(self._state.connections):
-            if isinstance(connection, Protocol) and connection.waits_for_headers(limit):
+        for connection in self._connections():
+            if connection.waits_for_headers(limit):
                 connection.transport.close()
 
     async def _drain(self) -> int:
@@ -169,10 +180,9 @@ class Server:
         log.info("draining", signal=signal.Signals(self._signals[0]).name, delay_s=delay, timeout_s=timeout)
         await asyncio.sleep(delay)
         self._deadline = self._loop.time() + timeout
-        self._listener.close()
-        for connection in list(self._state.connections):
-            connection.shutdown()
-        self._loop.call_later(HEADER_GRACE, self._close_headerless, 0)
+        await self._stop_listening()
+        self._end_connections(self._arriving())
+        self._loop.call_later(HEADER_GRACE, self._end_connections)
         if await self._quiet():
             return 0
         cut = len(self._middleware.traffic.in_flight)
@@ -182,6 +192,33 @@ class Server:
         self._deadline += CUT_GRACE
         await self._quiet()
         return cut
+
+    async def _stop_listening(self) -> None:
+        """Close the listener; who was let in by the kernel but not yet by us would be reset, so they come first."""
+        waiting = []
+        with contextlib.suppress(OSError):
+            while True:
+                waiting.append(self._sock.accept()[0])
+        self._listener.close()
+        for sock in waiting:
+            await self._loop.connect_accepted_socket(self._protocol, sock)
+
+    def _arriving(self) -> set[Protocol]:
+        """Return the connections that bring something which the event loop has not read yet."""
+        found = {item.transport.get_extra_info("socket").fileno(): item for item in self._connections()}
+        found.pop(-1, None)
+        poll = select.poll()
+        for number in found:
+            poll.register(number, select.POLLIN)
+        return {found[number] for number, _ in poll.poll(0)}
+
+    def _end_connections(self, spared: Collection[Protocol] | None = None) -> None:
+        """End connections between requests; without *spared*, those too whose request has only begun to come."""
+        if spared is None:
+            self._close_headerless(0)
+        for connection in self._connections():
+            if connection not in (spared or ()):
+                connection.shutdown()
 
     async def _quiet(self) -> bool:
         """Wait until every request is answered and every connection closed; False at the deadline."""
@@ -199,7 +236,14 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._header_began = time.monotonic()
-        super().connection_made(JoinedWrites(transport, self.loop))
+        super().connection_made(JoinedWrites(transport, self.loop, self._brings_body))
+
+    def _brings_body(self) -> bool:
+        return self.cycle is not None and self.cycle.more_body
+
+    def data_received(self, data: bytes) -> None:
+        if not self.transport.is_closing():
+            super().data_received(data)
 
     def on_message_begin(self) -> None:
         self._header_began = time.monotonic()
@@ -226,14 +270,21 @@ class JoinedWrites(asyncio.Transport):
     """A transport that makes one system call of what is written in one iteration of the event loop.
 
     uvicorn writes an answer's head and its body apart; a system call is the dearest part of a small answer.
+
+    Args:
+        unread: Whether the client still sends what nobody will read.
     """
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, unread: Callable[[], bool]
+    ) -> None:
         self._transport = transport
         self._loop = loop
         self._parts: list[bytes] = []
         self._size = 0
-        for name in ("get_extra_info", "is_closing", "pause_reading", "resume_reading", "set_protocol"):
+        self._unread = unread
+        self._lingers = False
+        for name in ("get_extra_info", "pause_reading", "resume_reading", "set_protocol"):
             setattr(self, name, getattr(transport, name))
 
     def write(self, data: bytes) -> None:  # type: ignore[override]
@@ -245,9 +296,19 @@ class JoinedWrites(asyncio.Transport):
         if self._size >= JOIN_LIMIT:
             self._flush()
 
+    def is_closing(self) -> bool:
+        return self._lingers or self._transport.is_closing()
+
     def close(self) -> None:
         self._flush()
-        self._transport.close()
+        if self._unread() and not self.is_closing():
+            # Closed now, the connection would be reset by what still comes, and the client not see the answer.
+            self._lingers = True
+            self._transport.write_eof()
+            self._transport.resume_reading()
+            self._loop.call_later(LINGER, self._transport.close)
+        elif not self._lingers:
+            self._transport.close()
 
     def _flush(self) -> None:
         if self._parts:
