@@ -32,7 +32,7 @@ from conftest import ROOT, Bake, Project, clean_environment, missing, tool
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from kazoo.client import KazooClient  # type: ignore[import-untyped]
-from test_introspection import Service, free_port, wait_for
+from service import Service, free_port, wait_for
 
 pytestmark = pytest.mark.slow
 

@@ -11,18 +11,13 @@ from urllib.request import urlopen
 
 import pytest
 from conftest import ROOT, clean_environment
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+from service import free_port
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("uv")
 def test_the_demo_answers_on_both_ports_until_ctrl_c(tmp_path: Path) -> None:
-    port, admin_port = free_port(), free_port()
+    port, admin_port = str(free_port()), str(free_port())
     demo = subprocess.Popen(
         (sys.executable, "-u", ROOT / "scripts" / "demo.py", tmp_path / "demo"),
         env=clean_environment(DEMO_PORT=port, DEMO_ADMIN_PORT=admin_port),

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, Project, tool
 from load import Load
-from test_introspection import Service, wait_for
+from service import Service, wait_for
 
 pytestmark = pytest.mark.slow
 

@@ -104,7 +104,7 @@ class Http:
     host: str = environ.var("127.0.0.1", text, help="address that requests are taken on")
     port: int = environ.var(8000, integer(0, 65535), help="its port; 0 picks a free one")
     trusted_proxies: str = environ.var(
-        "127.0.0.1", networks, help="addresses or networks whose X-Forwarded-For and -Proto are believed"
+        "127.0.0.1", networks, help="addresses or networks whose X-Forwarded-* and Forwarded are believed"
     )
     max_body: int = environ.var(
         1048576, integer(0, 2**40), help="bytes that a request body may have; more is answered with 413"
