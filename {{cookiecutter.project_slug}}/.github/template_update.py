@@ -153,8 +153,8 @@ def update(service: Service, template: Template, variables: str | None, work: Pa
             "Not all of the update could be merged:\n"
             + "".join(f"  {name}: changed here and in the template\n" for name in sorted(conflicts))
             + "".join(f"  {name}: the template's change is missing\n" for name in sorted(lost))
-            + "Nothing is lost. Edit these files (NAME.rej has what did not fit into NAME), `git add` them, run `uv lock`\n"
-            "and the suite, and commit all of it with .cruft.json. To give up: git reset --hard"
+            + "Nothing is lost. Edit these files (NAME.rej has what did not fit into NAME), `git add` them, run\n"
+            + "`uv lock` and the suite, and commit all of it with .cruft.json. To give up: git reset --hard"
         )
 
 
