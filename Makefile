@@ -13,6 +13,9 @@ lint: .venv/ready
 	$(VENV)/ruff check
 	$(VENV)/ruff format --check
 	$(VENV)/mypy
+	$(VENV)/shellcheck .ci/run
+	$(VENV)/zizmor --offline --pedantic --quiet .github
+	$(VENV)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 bench: .venv/ready  ## what scraping and probing cost, in throughput; needs wrk
 	@$(VENV)/python benchmarks/introspection.py

@@ -1,0 +1,71 @@
+"""Both houses in order: a fresh project passes pre-commit, and pre-commit sees what must not get in."""
+
+from pathlib import Path
+
+import pytest
+from conftest import Bake, Project, git
+
+pytestmark = pytest.mark.slow
+
+# file, what is put into it, and the hook that must see it
+MISTAKES = (
+    (
+        ".github/workflows/all.yml",
+        "name: all\non: push\npermissions: write-all\njobs: {a: {runs-on: x}}\n",
+        "zizmor",
+    ),
+    (
+        ".github/workflows/title.yml",
+        "name: title\non: issues\npermissions: {}\njobs:\n  a:\n    runs-on: ubuntu-24.04\n    steps:\n"
+        "      - run: echo ${{ github.event.issue.title }}\n",
+        "zizmor",
+    ),
+    (
+        ".github/workflows/shape.yml",
+        "name: shape\non: push\njobs: {a: {runs-on: x, step: []}}\n",
+        "workflows",
+    ),
+    (".github/dependabot.yml", "version: 3\n", "dependabot"),
+    ("compose.yaml", "services: {a: {imago: b}}\n", "compose"),
+    ("Dockerfile", "FROM python\nRUN cd / && sudo pip install x\n", "hadolint"),
+    ("key.pem", f"-----BEGIN RSA {'PRIVATE'} KEY-----\nMIIE\n", "private-keys"),
+    ("merged.txt", "<<<<<<< ours\na\n=======\nb\n>>>>>>> theirs\n", "merge-markers"),
+    ("large.bin", "0" * 600_000, "large-files"),
+    ("src/my_service/ugly.py", "x   = 1\n", "ruff-format"),
+    ("src/my_service/unused.py", "import os\n", "ruff-check"),
+    ("src/my_service/untyped.py", "def f(x):\n    return x\n", "mypy"),
+    ("src/my_service/domain.py", '"""The domain."""\n\nimport starlette.routing\n', "lint-imports"),
+    (".env.example", "APP_NOTHING=1\n", "env-example"),
+)
+# These hooks don't name the file: one knows a single file, one puts it right.
+REWRITTEN = ("env-example", "ruff-format")
+
+
+@pytest.fixture
+def committed(bake: Bake, uv: Path) -> Project:
+    project = bake()
+    project.run(uv, "sync", "--quiet")
+    git(project.path, "init", "--quiet", "--initial-branch=main")
+    git(project.path, "add", "--all")
+    git(project.path, "commit", "--quiet", "--message", "Render")
+    return project
+
+
+def test_a_fresh_project_passes_every_hook(committed: Project, uv: Path) -> None:
+    said = committed.run(uv, "run", "--locked", "pre-commit", "run", "--all-files")
+    assert "Skipped" not in said
+    assert git(committed.path, "status", "--porcelain") == ""
+
+
+@pytest.mark.parametrize("hook", dict.fromkeys(hook for _, _, hook in MISTAKES))
+def test_each_mistake_is_seen_by_its_hook(committed: Project, uv: Path, hook: str) -> None:
+    names = [name for name, _, sees in MISTAKES if sees == hook]
+    for name, text, _ in MISTAKES:
+        if name in names:
+            (committed.path / name).write_text(text, encoding="utf-8")
+    git(committed.path, "add", "--all")
+    with pytest.raises(pytest.fail.Exception) as failed:
+        committed.run(uv, "run", "--quiet", "pre-commit", "run", "--all-files", hook)
+    said = str(failed.value)
+    unseen = [name for name in names if Path(name).stem not in said and hook not in REWRITTEN]
+    assert not unseen, said
