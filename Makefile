@@ -1,4 +1,4 @@
-.PHONY: demo test lint bench soak clean
+.PHONY: demo test lint deps bench soak clean
 .DEFAULT_GOAL := test
 
 VENV := .venv/bin
@@ -9,13 +9,11 @@ demo: .venv/ready  ## bake the default service and run it
 test: .venv/ready  ## everything, the slow tests too
 	$(VENV)/python -m pytest
 
-lint: .venv/ready
-	$(VENV)/ruff check
-	$(VENV)/ruff format --check
-	$(VENV)/mypy
-	$(VENV)/shellcheck .ci/run
-	$(VENV)/zizmor --offline --pedantic --quiet .github
-	$(VENV)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+lint: .venv/ready  ## all that .pre-commit-config.yaml lists
+	@$(VENV)/pre-commit run --all-files --show-diff-on-failure
+
+deps: .venv/ready  ## let all version ranges take in the newest releases, if the tests pass; ONLY=NAME for one
+	@$(VENV)/python scripts/deps.py $(if $(ONLY),--only $(ONLY))
 
 bench: .venv/ready  ## what scraping and probing cost, in throughput; needs wrk
 	@$(VENV)/python benchmarks/introspection.py
@@ -27,7 +25,7 @@ clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/ready: pyproject.toml
-	@for python in python3.14 python3.13 python3.12 python3.11 python3; do \
+	@for python in $(PYTHON) python3.14 python3.13 python3.12 python3.11 python3; do \
 		if $$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 			echo "Setting up .venv with $$($$python --version) ..."; \
 			$$python -m venv --clear .venv && exit 0 || exit 1; \

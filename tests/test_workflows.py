@@ -1,0 +1,192 @@
+"""What the workflows of a generated project run is run here, so that no step can be wrong only on GitHub."""
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import pytest
+from conftest import Bake, Project, clean_environment, git, tool
+from service import free_port, wait_for
+from test_image import Engine
+from workflows import Step, steps
+
+pytestmark = pytest.mark.slow
+
+# What needs GitHub or a registry outside; and where the rest is run.
+ONLY_THERE = {
+    "pipx install": "uv is in this environment",
+    "docker save": "the scanner's image is in a public registry",
+    "docker login": "the registry of this test asks for no password",
+    "sudo apt-get": "this test builds for its own processor alone",
+    "docker build --quiet --target cosign": "the identity that signs is GitHub's",
+    "gh release create": "it is a request to GitHub",
+    "gh auth setup-git": "tests/test_update.py runs its script with a stand-in for gh",
+    "uv audit": "it asks the database of known vulnerabilities",
+}
+ELSEWHERE = {
+    ("ci", "test", "uv run --locked pytest"): "tests/test_generated.py",
+    ("weekly", "test", "uv lock --upgrade"): "tests/test_dependencies.py",
+    ("weekly", "test", "uv run pytest"): "tests/test_dependencies.py",
+}
+HERE = (("ci", "lint"), ("ci", "image"), ("release", "image"))
+
+
+@pytest.fixture
+def committed(bake: Bake, uv: Path) -> Project:
+    project = bake()
+    project.run(uv, "sync", "--quiet")
+    git(project.path, "init", "--quiet", "--initial-branch=main")
+    git(project.path, "add", "--all")
+    git(project.path, "commit", "--quiet", "--message", "Render")
+    return project
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine()
+
+
+@pytest.fixture
+def docker(engine: Engine, tmp_path: Path) -> Path:
+    """A folder with a `docker` that builds with this machine's network and CA bundle; else it is the same."""
+    bundle = os.environ.get("SSL_CERT_FILE")
+    more = "--network=host" + (f" --secret id=ca,src={bundle}" if bundle else "")
+    script = tmp_path / "bin" / "docker"
+    script.parent.mkdir()
+    script.write_text(
+        "#!/bin/bash\n"
+        f'case "$1 $2" in "buildx build") set -- buildx build {more} "${{@:3}}";;\n'
+        f'"build "*) set -- build {more} "${{@:2}}";; esac\n'
+        f'exec {engine.docker} "$@"\n'
+    )
+    script.chmod(0o755)
+    return script.parent
+
+
+def run(project: Project, step: Step, *folders: Path, **environment: str) -> str:
+    """Run a step as GitHub does: bash, that ends at the first command which fails."""
+    literal = {name: value for name, value in step.environment.items() if "${{" not in value}
+    path = os.pathsep.join((*map(str, folders), str(tool("uv").parent), os.environ["PATH"]))
+    done = subprocess.run(
+        ("bash", "-e", "-c", step.run),
+        cwd=project.path,
+        env=clean_environment(**literal | {"PATH": path} | environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    if done.returncode:
+        pytest.fail(
+            f"{step.workflow}/{step.job}: {step.run}\nexit {done.returncode}\n{done.stdout}", pytrace=False
+        )
+    return done.stdout
+
+
+def only_there(step: Step) -> str | None:
+    return next((command for command in ONLY_THERE if command in step.run), None)
+
+
+def test_each_step_is_run_by_a_test_or_named_as_one_that_cannot_be(bake: Bake) -> None:
+    found = steps(bake().path)
+    unnamed = [
+        step
+        for step in found
+        if not only_there(step)
+        and (step.workflow, step.job) not in HERE
+        and (step.workflow, step.job, step.run) not in ELSEWHERE
+    ]
+    assert not unnamed
+    assert {only_there(step) for step in found} - {None} == set(ONLY_THERE)
+    assert set(ELSEWHERE) <= {(step.workflow, step.job, step.run) for step in found}
+
+
+def test_the_lint_job_passes_on_a_fresh_project(committed: Project) -> None:
+    for step in steps(committed.path, "ci", "lint"):
+        if not only_there(step):
+            assert "Skipped" not in run(committed, step)
+    assert git(committed.path, "status", "--porcelain") == ""
+
+
+def test_the_image_job_builds_starts_and_stops_the_image(
+    engine: Engine, committed: Project, docker: Path
+) -> None:
+    try:
+        said = [
+            run(committed, step, docker, GITHUB_SHA="0123abc")
+            for step in steps(committed.path, "ci", "image")
+        ]
+    finally:
+        engine.call("rm", "--force", "candidate", check=False)
+        engine.call("image", "rm", "--force", "candidate", check=False)
+    events = [json.loads(line)["event"] for line in said[-1].splitlines()]
+    assert {"listening", "ready", "draining", "stopped"} <= set(events)
+
+
+def listens(address: str) -> bool:
+    try:
+        with urlopen(f"http://{address}/v2/", timeout=1) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[str]:
+    """The address of a registry on this machine."""
+    address = f"127.0.0.1:{free_port()}"
+    settings = tmp_path / "registry.yml"
+    storage = tmp_path / "registry"
+    settings.write_text(
+        f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {storage}}}}}\nhttp: {{addr: {address}}}\n"
+    )
+    process = subprocess.Popen((tool("docker-registry"), "serve", settings), stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: listens(address), "the registry")
+        yield address
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_release_is_pushed_under_its_version_with_what_it_was_built_from(
+    engine: Engine, committed: Project, docker: Path, registry: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "output"
+    facts = {
+        "GITHUB_REF_NAME": "v0.1.0",
+        "GITHUB_REPOSITORY": "Octo/my-service",
+        "GITHUB_SHA": git(committed.path, "rev-parse", "HEAD"),
+        "GITHUB_OUTPUT": str(output),
+        "GITHUB_STEP_SUMMARY": str(tmp_path / "summary"),
+        "PLATFORMS": "linux/amd64",
+        "REGISTRY": registry,
+    }
+    try:
+        for step in steps(committed.path, "release", "image"):
+            if not only_there(step):
+                # Both come from BuildKit's own image; the driver that is part of the engine has neither.
+                command = re.sub(r" --(sbom|provenance)=\S+", "", step.run)
+                run(committed, replace(step, run=command), docker, **facts)
+    finally:
+        engine.call("image", "rm", "--force", "candidate", check=False)
+    found = re.fullmatch(rf"image={registry}/octo/my-service@(sha256:[0-9a-f]{{64}})\n", output.read_text())
+    assert found
+    assert (tmp_path / "summary").read_text() == output.read_text()
+    kinds = "application/vnd.oci.image.index.v1+json,application/vnd.docker.distribution.manifest.v2+json"
+    question = Request(f"http://{registry}/v2/octo/my-service/manifests/0.1.0", headers={"Accept": kinds})
+    with urlopen(question, timeout=5) as answer:
+        assert answer.headers["Docker-Content-Digest"] == found[1]
+
+
+def test_a_tag_that_is_not_the_version_ends_the_release(committed: Project) -> None:
+    step = next(step for step in steps(committed.path, "release", "image") if "uv version" in step.run)
+    run(committed, step, GITHUB_REF_NAME="v0.1.0")
+    with pytest.raises(pytest.fail.Exception):
+        run(committed, step, GITHUB_REF_NAME="v0.2.0")
