@@ -22,7 +22,10 @@ RELEASES = ("v1.1.0", "v1.2.0", "v2.0.0")
 # What a team owns, by name: the list in pyproject.toml has to say the same.
 OWN = {
     ".env.example",
+    ".github/CODEOWNERS",
+    ".github/pull_request_template.md",
     "README.md",
+    "SECURITY.md",
     "deploy/kubernetes/kustomization.yaml",
     "src/my_service/app.py",
     "src/my_service/config.py",

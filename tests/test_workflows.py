@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.request import Request, urlopen
 
 import pytest
-from conftest import Bake, Project, clean_environment, git, tool
+from conftest import ROOT, Bake, Project, clean_environment, git, tool
 from service import free_port, wait_for
 from test_image import Engine
 from workflows import Step, steps
@@ -68,13 +68,14 @@ def docker(engine: Engine, tmp_path: Path) -> Path:
     return script.parent
 
 
-def run(project: Project, step: Step, *folders: Path, **environment: str) -> str:
+def run(project: Project | Path, step: Step, *folders: Path, **environment: str) -> str:
     """Run a step as GitHub does: bash, that ends at the first command which fails."""
+    cwd = project if isinstance(project, Path) else project.path
     literal = {name: value for name, value in step.environment.items() if "${{" not in value}
     path = os.pathsep.join((*map(str, folders), str(tool("uv").parent), os.environ["PATH"]))
     done = subprocess.run(
         ("bash", "-e", "-c", step.run),
-        cwd=project.path,
+        cwd=cwd,
         env=clean_environment(**literal | {"PATH": path} | environment),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -190,3 +191,42 @@ def test_a_tag_that_is_not_the_version_ends_the_release(committed: Project) -> N
     run(committed, step, GITHUB_REF_NAME="v0.1.0")
     with pytest.raises(pytest.fail.Exception):
         run(committed, step, GITHUB_REF_NAME="v0.2.0")
+
+
+@pytest.fixture
+def gh(tmp_path: Path) -> Path:
+    """A folder with a stand-in for GitHub's client: it notes its arguments, and finds the issue $OPEN."""
+    script = tmp_path / "gh" / "gh"
+    script.parent.mkdir()
+    script.write_text(
+        "#!/bin/bash\n"
+        f'printf "%s\\n" "$*" >> {tmp_path}/called\n'
+        f'while (($#)); do [[ $1 == --notes-file ]] && cp "$2" {tmp_path}/notes; shift; done\n'
+        'echo "${OPEN:-}"\n'
+    )
+    script.chmod(0o755)
+    return script.parent
+
+
+def test_a_release_of_the_template_publishes_its_section_of_the_changelog(gh: Path, tmp_path: Path) -> None:
+    (step,) = steps(ROOT, "release", "announce")
+    changelog = (
+        "# Changelog\n\n## Unreleased\n\nc\n\n## 1.1.0 (2026-12-01)\n\n### Added\n\n- b\n\n## 1.0.0\n\na\n"
+    )
+    (tmp_path / "CHANGELOG.md").write_text(changelog)
+    for tag, notes in (("v1.1.0", "\n### Added\n\n- b\n\n"), ("v1.0.0", "\na\n")):
+        run(tmp_path, step, gh, GITHUB_REF_NAME=tag)
+        assert (tmp_path / "notes").read_text() == notes
+    with pytest.raises(pytest.fail.Exception, match=r"CHANGELOG.md has no section 1\.0"):
+        run(tmp_path, step, gh, GITHUB_REF_NAME="v1.0")
+
+
+def test_what_rots_is_one_issue(gh: Path, tmp_path: Path) -> None:
+    (step,) = steps(ROOT, "nightly", "report")
+    run(tmp_path, step, gh, RUN="https://run/1")
+    run(tmp_path, step, gh, RUN="https://run/2", OPEN="7")
+    called = (tmp_path / "called").read_text().splitlines()
+    assert [line for line in called if not line.startswith("issue list")] == [
+        "issue create --title The nightly run fails --body What came out since yesterday may be why: https://run/1",
+        "issue comment 7 --body Again: https://run/2",
+    ]
