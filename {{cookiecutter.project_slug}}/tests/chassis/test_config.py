@@ -58,6 +58,13 @@ def test_what_is_missing_is_named_with_its_help(start: Start) -> None:
     assert process.err.read_text() == "APP_PROBE_NAME: is not set; what to call it\n"
 
 
+def test_a_secret_file_alone_makes_the_rest_of_its_optional_group_required(start: Start, secrets: Path) -> None:
+    (secrets / "mail_password").write_text("hunter2")
+    process = start("check")
+    assert process.wait() == 78
+    assert process.err.read_text() == "APP_MAIL_HOST: is not set; mail server\n"
+
+
 def test_settings_that_are_wrong_together_are_explained(start: Start) -> None:
     process = start("check", APP_HTTP_PORT="4242", APP_ADMIN_PORT="4242")
     assert process.wait() == 78
