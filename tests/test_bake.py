@@ -16,6 +16,7 @@ from conftest import TARGETS, Project
 FOREIGN = {
     ".github": re.compile(r"\$\{\{.*?\}\}"),
     "deploy": re.compile(r"\{\{-?\s*(?!cookiecutter).*?\}\}"),
+    "SECURITY.md": re.compile(r"\{\{ json \.SBOM \}\}"),
 }
 
 
