@@ -109,6 +109,11 @@ class Http:
     max_body: int = environ.var(
         1048576, integer(0, 2**40), help="bytes that a request body may have; more is answered with 413"
     )
+    max_connections: int = environ.var(
+        4096,
+        integer(1, 2**20),
+        help="clients that may be connected at once, as far as file descriptors suffice; more are answered with 503",
+    )
 
 
 @environ.config(frozen=True)

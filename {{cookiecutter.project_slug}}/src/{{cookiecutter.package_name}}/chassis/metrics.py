@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from typing import TYPE_CHECKING
 
-from prometheus_client import REGISTRY, CollectorRegistry, Gauge, Histogram, Info
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.exposition import choose_encoder
 
 if TYPE_CHECKING:
@@ -34,6 +34,12 @@ class Metrics:
             "event_loop_lag_seconds",
             "How late the event loop ran what was due.",
             buckets=LAG_BUCKETS,
+            registry=registry,
+        )
+        self.refused = Counter(
+            "http_server_refusals",
+            "What was not taken from clients: malformed, head (too large), slow, connections (too many).",
+            ("reason",),
             registry=registry,
         )
         info = Info("app", "What runs here.", registry=registry)

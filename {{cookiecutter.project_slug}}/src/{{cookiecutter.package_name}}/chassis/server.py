@@ -9,14 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import select
 import signal
 import socket
 import time
 from email.utils import formatdate
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+import httptools
+import msgspec
 import uvicorn
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
@@ -34,6 +39,18 @@ if TYPE_CHECKING:
 # while a request is on its way to it.
 KEEP_ALIVE = 75
 HEADER_TIMEOUT = 20.0
+# Seconds for which a client may bring or take less than this rate, while it is the one that is waited for.
+SLOW_LIMIT = 20.0
+SLOW_RATE = 1000
+# Bytes of a request line with headers, and of anything else that is no body.
+HEAD_LIMIT = 65536
+# Bytes that are parsed at a time; bounds how much of a flood of requests is taken in at once.
+PIECE = 8192
+# Clients above the limit of connections that are told so at one time, and seconds that they have to hear it.
+REFUSALS = 64
+REFUSAL_GRACE = 1.0
+# Descriptors that clients leave to the service itself: its files, its own connections, the admin port.
+RESERVED = 128
 HEADER_GRACE = 0.5
 CUT_GRACE = 1.0
 CLOSE_GRACE = 1.0
@@ -64,6 +81,12 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
+def connections_limit(wished: int) -> int:
+    """Return how many clients may be connected at once: *wished*, or what the descriptors of this process allow."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return wished if soft == resource.RLIM_INFINITY else max(1, min(wished, soft - RESERVED - REFUSALS))
+
+
 class Server:
     """Serves *middleware* on *sock* from start-up to exit.
 
@@ -89,6 +112,9 @@ class Server:
         self._stop = asyncio.Event()
         self._deadline = 0.0
         self._loop = asyncio.get_running_loop()
+        self.max_body = settings.http.max_body
+        self.max_connections = connections_limit(settings.http.max_connections)
+        self.refusing: set[Protocol] = set()
 
     async def run(self) -> int:
         """Start up, serve until a signal asks to stop, drain; return the exit status."""
@@ -109,7 +135,7 @@ class Server:
             timeout_keep_alive=KEEP_ALIVE,
         )
         config.load()
-        self._protocol = lambda: Protocol(config, self._state, lifespan.state)
+        self._protocol = lambda: Protocol(config, self._state, lifespan.state, self)
         self._listener = await self._loop.create_server(self._protocol, sock=self._sock)
         housekeeping = asyncio.create_task(self._keep_house())
         cut = 0
@@ -157,11 +183,26 @@ class Server:
             return False
         return start.result() and not self._signals
 
+    def refused(self, reason: str, status: int, client: str | None) -> None:
+        """Count and log what was not taken from a client."""
+        self._middleware.metrics.refused.labels(reason).inc()
+        if reason != "connections":
+            log.warning("refused", reason=reason, status=status, client=client)
+
     async def _keep_house(self) -> None:
-        """Once a second: the Date header, and an end to connections whose request headers don't come."""
+        """Once a second: the Date header, and an end to clients that are too slow."""
+        last, told = time.monotonic(), 0.0
         while True:
             self._state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
+            now = time.monotonic()
             self._close_headerless(HEADER_TIMEOUT)
+            for connection in self._connections():
+                connection.check_pace(now - last)
+            last = now
+            refused = self._middleware.metrics.refused.labels("connections")._value.get()
+            if refused > told:
+                log.warning("connections refused", refused=int(refused - told), limit=self.max_connections)
+                told = refused
             await asyncio.sleep(1)
 
     def _connections(self) -> list[Protocol]:
@@ -230,40 +271,213 @@ class Server:
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's protocol, with one write an answer and a time limit for the headers of a request."""
+    """uvicorn's protocol, with limits to what a client may bring and to the time that it may take."""
 
+    _writes: JoinedWrites
     _header_began: float | None = None
+    # Whether the body of a request is still to come, all or in part; how much of it came.
+    _brings_body = False
+    _body = 0
+    # What came since the last message began or the last piece of a body.
+    _no_body = 0
+    # Seconds that the client was too slow of late, and what it had brought or taken then.
+    _slow = 0.0
+    _brought = 0
+    _taken = 0
+
+    def __init__(
+        self, config: uvicorn.Config, state: ServerState, app_state: dict[str, Any], server: Server
+    ) -> None:
+        super().__init__(config, state, app_state)
+        self._server = server
+        # What was read and not parsed yet.
+        self._unparsed = bytearray()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._header_began = time.monotonic()
-        super().connection_made(JoinedWrites(transport, self.loop, self._brings_body))
+        self._writes = JoinedWrites(transport, self.loop, lambda: self._brings_body)
+        super().connection_made(self._writes)
+        self.flow = Flow(self._writes, self.is_crowded)
+        if len(self.connections) > self._server.max_connections:
+            self._turn_away()
 
-    def _brings_body(self) -> bool:
-        return self.cycle is not None and self.cycle.more_body
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.refusing.discard(self)
+        super().connection_lost(exc)
+
+    def _turn_away(self) -> None:
+        """Tell a client that there are too many, if there are not too many of those either."""
+        self.connections.discard(self)
+        if len(self._server.refusing) >= REFUSALS:
+            self._server.refused("connections", 0, None)
+            self._writes.abort()
+            return
+        self._server.refusing.add(self)
+        self._refuse("connections", 503, "The service has as many connections as it may have.", REFUSAL_GRACE)
+
+    def is_crowded(self) -> bool:
+        """Whether there are requests that wait for the answers of earlier ones on this connection."""
+        return bool(self.pipeline or self._unparsed)
 
     def data_received(self, data: bytes) -> None:
-        if not self.transport.is_closing():
-            super().data_received(data)
+        if self.transport.is_closing():
+            return
+        self._unset_keepalive_if_required()
+        if self._unparsed or len(data) > PIECE:
+            self._unparsed += data
+            self._parse_more()
+        else:
+            self._parse(data)
+
+    def _parse_more(self) -> None:
+        """Parse what was read, as far as no request has to wait for another one's answer."""
+        while self._unparsed and not self.pipeline and not self.transport.is_closing():
+            piece = bytes(self._unparsed[:PIECE])
+            del self._unparsed[:PIECE]
+            self._parse(piece)
+        if not self.is_crowded():
+            self.flow.resume_reading()
+        else:
+            self.flow.pause_reading()
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as stop:
+            self._take_as_plain(data[stop.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse("malformed", 400, "This is not HTTP/1.1.")
+        else:
+            if self._header_began is not None or self._brings_body:
+                self._no_body += len(data)
+                if self._no_body > HEAD_LIMIT:
+                    self._refuse("head", 431, f"A request may have {HEAD_LIMIT} bytes besides its body at most.")
+            elif self.cycle is None or self.cycle.response_complete:
+                # Line ends between requests; they took the connection's time limit away.
+                self._header_began = time.monotonic()
+
+    def _take_as_plain(self, rest: bytes) -> None:
+        """Parse the request again without its Upgrade: the parser takes what follows that for another protocol."""
+        if self.parser.get_method() == b"CONNECT":
+            self._refuse("malformed", 400, "This is no proxy.")
+            return
+        version = self.parser.get_http_version().encode()
+        lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._parse(b"\r\n".join([*lines, b"", rest]))
 
     def on_message_begin(self) -> None:
         self._header_began = time.monotonic()
+        self._no_body = 0
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         self._header_began = None
+        self._brings_body = True
+        self._body = 0
         super().on_headers_complete()
+        # Fields after a chunked body would else join the headers, unseen by whoever checked those.
+        self.headers = NOWHERE
+
+    def on_body(self, body: bytes) -> None:
+        self._body += len(body)
+        self._no_body = 0
+        if self._body > self._server.max_body and self.cycle.response_complete:
+            # Nobody will read it, and the answer has been sent.
+            self.transport.close()
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
+        self._brings_body = False
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._unparsed:
+            self._parse_more()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse("malformed", 400, msg)
+
+    def _refuse(self, reason: str, status: int, detail: str, grace: float = LINGER) -> None:
+        """Answer what can't be taken, unless another answer would be hit, and end the connection."""
+        cycle = self.cycle
+        waits = cycle is not None and not cycle.response_complete
+        self._server.refused(reason, status if not waits else 0, self.client[0] if self.client else None)
+        if waits:
+            if cycle.response_started or not cycle.more_body or self.pipeline:
+                self.transport.close()
+                return
+            # It is the body of this very request that is wrong.
+            cycle.disconnected = True
+            cycle.message_event.set()
+        body = msgspec.json.encode({"status": status, "title": HTTPStatus(status).phrase, "detail": detail})
+        lines = [
+            b"HTTP/1.1 %d %s" % (status, HTTPStatus(status).phrase.encode()),
+            *(b"%s: %s" % header for header in self.server_state.default_headers),
+            b"content-type: application/problem+json",
+            b"content-length: %d" % len(body),
+            b"connection: close",
+            *([b"retry-after: 1"] if status == 503 else []),
+        ]
+        self.transport.write(b"\r\n".join([*lines, b"", body]))
+        self._writes.linger(grace)
+
+    def check_pace(self, passed: float) -> None:
+        """End the connection if the client has been too slow; *passed* is the seconds since the last check."""
+        brought, (taken, left) = self._body, self._writes.progress()
+        waited = left > 0
+        if self._brings_body and not self.flow.read_paused:
+            waited = waited or not self.cycle.waiting_for_100_continue
+        if not waited:
+            self._slow = 0.0
+        else:
+            moved = abs(brought - self._brought) + taken - self._taken
+            self._slow = max(0.0, self._slow + passed - moved / SLOW_RATE)
+        self._brought, self._taken = brought, taken
+        if self._slow <= SLOW_LIMIT:
+            return
+        if left:
+            self._server.refused("slow", 0, self.client[0] if self.client else None)
+            self._writes.abort()
+        else:
+            self._refuse("slow", 408, "The body of the request did not come in time.")
 
     def waits_for_headers(self, limit: float) -> bool:
         """Whether the headers of a request have been on their way for *limit* seconds or more."""
         return self._header_began is not None and time.monotonic() - self._header_began >= limit
 
-    def _unsupported_upgrade_warning(self) -> None:
-        """Say nothing: clients offer h2c and the like all the time, and get a plain answer."""
-
     def shutdown(self) -> None:
         """End the connection after the request that it may be about to bring."""
         if self._header_began is None:
             super().shutdown()
+
+
+class _Nowhere(list[tuple[bytes, bytes]]):
+    """A list that stays empty."""
+
+    def append(self, _: object) -> None: ...
+
+
+NOWHERE = _Nowhere()
+
+
+class Flow(FlowControl):
+    """uvicorn's flow control, but nothing more is read while requests wait that came on the same connection."""
+
+    def __init__(self, transport: asyncio.Transport, is_crowded: Callable[[], bool]) -> None:
+        super().__init__(transport)
+        self._is_crowded = is_crowded
+
+    def resume_reading(self) -> None:
+        if not self._is_crowded():
+            super().resume_reading()
 
 
 class JoinedWrites(asyncio.Transport):
@@ -282,6 +496,7 @@ class JoinedWrites(asyncio.Transport):
         self._loop = loop
         self._parts: list[bytes] = []
         self._size = 0
+        self._written = 0
         self._unread = unread
         self._lingers = False
         for name in ("get_extra_info", "pause_reading", "resume_reading", "set_protocol"):
@@ -302,19 +517,36 @@ class JoinedWrites(asyncio.Transport):
     def close(self) -> None:
         self._flush()
         if self._unread() and not self.is_closing():
-            # Closed now, the connection would be reset by what still comes, and the client not see the answer.
+            self.linger(LINGER)
+        elif not self._lingers:
+            self._transport.close()
+
+    def linger(self, seconds: float) -> None:
+        """Close when the client has, or after *seconds*: what still comes would reset a connection that is closed
+        at once, and the client not see the answer.
+        """
+        self._flush()
+        if not self.is_closing():
             self._lingers = True
             self._transport.write_eof()
             self._transport.resume_reading()
-            self._loop.call_later(LINGER, self._transport.close)
-        elif not self._lingers:
-            self._transport.close()
+            self._loop.call_later(seconds, self._transport.close)
+
+    def abort(self) -> None:
+        """Close at once, whatever was not sent yet."""
+        self._transport.abort()
+
+    def progress(self) -> tuple[int, int]:
+        """Return how many bytes the client has taken, and how many wait for it."""
+        left = self._transport.get_write_buffer_size()
+        return self._written - left, left
 
     def _flush(self) -> None:
         if self._parts:
             data = b"".join(self._parts)
             self._parts.clear()
             self._size = 0
+            self._written += len(data)
             self._transport.write(data)
 
 
