@@ -22,6 +22,12 @@ SCHEMES = ("http", "https")
 TOKEN = re.compile(r'[,;]|(?:[^",;]|"[^"]*"?)+')
 
 
+@functools.lru_cache(maxsize=1024)
+def is_host(value: bytes) -> bool:
+    """Whether *value* is fit for a Host header; an empty one is."""
+    return not value or HOST.fullmatch(value.decode("latin-1")) is not None
+
+
 class Hop(NamedTuple):
     """What one proxy says of whom it took a request from."""
 

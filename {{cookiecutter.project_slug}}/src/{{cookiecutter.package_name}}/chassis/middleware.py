@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
+from .forwarded import is_host
 from .health import timestamp
 from .logs import get_logger
 from .metrics import METHODS
@@ -138,6 +139,7 @@ class Request:
         self._body = 0
         self._disconnected = False
         self._too_large = False
+        self._bad_host = False
         self._held: list[Message] = []
         self._headers: list[tuple[bytes, bytes]] = []
 
@@ -160,7 +162,9 @@ class Request:
         middleware.traffic.in_flight.add(self)
         middleware.metrics.active.inc()
         try:
-            if self.scope["path"] == "/-/ready":
+            if self._bad_host:
+                await self._answer(400, detail="A request needs one valid Host.")
+            elif self.scope["path"] == "/-/ready":
                 await self._ready()
             elif middleware.health.state == "starting" and not await self._started():
                 await self._answer(503, [(b"retry-after", b"1")], detail="The service is starting.")
@@ -173,7 +177,7 @@ class Request:
 
     def _identify(self) -> int:
         """Take over or make the ids of the request, bind them to its log lines; return its Content-Length."""
-        request_id, traceparent, length = b"", b"", 0
+        request_id, traceparent, length, hosts = b"", b"", 0, 0
         for name, value in self.scope["headers"]:
             if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
                 request_id = value
@@ -181,6 +185,11 @@ class Request:
                 traceparent = value
             elif name == b"content-length":
                 length = int(value)
+            elif name == b"host":
+                hosts += 1
+                self._bad_host = self._bad_host or not is_host(value)
+        # https://www.rfc-editor.org/rfc/rfc9112#section-3.2-6
+        self._bad_host = self._bad_host or hosts > 1 or (hosts == 0 and self.scope["http_version"] == "1.1")
         request_id = request_id or secrets.token_hex(16).encode()
         self.request_id = request_id.decode()
         self.trace_id: str | None = None
@@ -216,11 +225,11 @@ class Request:
                 await self._forward(message)
             if not (self.status or self._disconnected):
                 raise RuntimeError("the application returned without an answer")
-        except asyncio.CancelledError:
-            # Only the end of the drain cancels requests: tell the client while there is a connection.
-            await self._answer(503, detail="The service is stopping.")
         except BaseException as error:
-            if self._too_large:
+            if isinstance(error, asyncio.CancelledError) and self.task is not None and self.task.cancelling():
+                # Only the end of the drain cancels requests: tell the client while there is a connection.
+                await self._answer(503, detail="The service is stopping.")
+            elif self._too_large:
                 await self._refuse_body()
             elif not self._disconnected:
                 log.error("unhandled exception", exc_info=error)
