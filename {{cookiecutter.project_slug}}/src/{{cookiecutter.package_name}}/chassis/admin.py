@@ -6,6 +6,7 @@ is enough: its clients are a probe, a scraper, and a person now and then.
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import ipaddress
 import platform
@@ -313,8 +314,8 @@ class _Server(ThreadingHTTPServer):
     def process_request(self, request: object, client_address: object) -> None:
         client = cast("socket.socket", request)
         if len(self._clients) >= THREADS:
-            self.shutdown_request(client)
-            return
+            # The newest may be a probe, which asks at once; the oldest is one that does not.
+            self._hang_up(next(iter(self._clients.copy()), client))
         self._clients[client] = time.monotonic() + CLIENT_TIMEOUT
         super().process_request(client, client_address)
 
@@ -322,7 +323,13 @@ class _Server(ThreadingHTTPServer):
         """End clients that take too long, however busy they look; called twice a second."""
         for client, deadline in list(self._clients.items()):
             if time.monotonic() > deadline:
-                self.shutdown_request(client)
+                self._hang_up(client)
+
+    def _hang_up(self, client: socket.socket) -> None:
+        """End the connection in both directions: only that wakes a thread that reads from it."""
+        self._clients.pop(client, None)
+        with contextlib.suppress(OSError):
+            client.shutdown(socket.SHUT_RDWR)
 
     def shutdown_request(self, request: object) -> None:
         client = cast("socket.socket", request)
