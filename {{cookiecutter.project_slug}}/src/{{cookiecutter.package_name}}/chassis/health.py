@@ -100,7 +100,8 @@ class Health:
     """
 
     def __init__(self, check_timeout: float, stall_limit: float, informs: Collection[type] = ()) -> None:
-        self.state: State = "starting"
+        self._state: State = "starting"
+        self.on_state: Callable[[State], None] = lambda _: None
         self.started = time.time()
         self._check_timeout = check_timeout
         self.stall_limit = stall_limit
@@ -111,6 +112,18 @@ class Health:
         self._beat = 0.0
         self._run: asyncio.Task[tuple[Check, ...]] | None = None
         self._checks: tuple[float, tuple[Check, ...]] = (float("-inf"), ())
+
+    @property
+    def state(self) -> State:
+        """Where this instance is in its life; `on_state` is called with each new one."""
+        return self._state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        changed = state != self._state
+        self._state = state
+        if changed:
+            self.on_state(state)
 
     async def heartbeat(self, *observers: Callable[[float], None]) -> None:
         """Beat for as long as the loop runs; tell the *observers* how late each beat was, in seconds."""

@@ -18,6 +18,7 @@ from .forwarded import TrustedProxies
 from .health import Health
 from .metrics import Metrics
 from .middleware import Middleware, Traffic
+from .notify import Notifier
 from .server import Server, listen
 from .stacks import Watchdog
 
@@ -55,7 +56,7 @@ def run(load_service: Callable[[], Service], env: Mapping[str, str]) -> int:
             log.critical("can't listen", setting=setting, host=at.host, port=at.port, error=str(error))
             return 1
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        status = runner.run(_serve(service, loaded, *sockets))
+        status = runner.run(_serve(service, loaded, Notifier(env), *sockets))
         log.info("stopped", status=status)
         if status != 0:
             # What did not end in time does not get more of it: the runner would wait for the last task and thread.
@@ -70,14 +71,17 @@ def _warn(warnings: list[Problem]) -> None:
         log.warning("unknown variable", setting=warning.setting, problem=warning.problem)
 
 
-async def _serve(service: Service, loaded: Loaded[Settings], http: socket.socket, operations: socket.socket) -> int:
+async def _serve(
+    service: Service, loaded: Loaded[Settings], notifier: Notifier, http: socket.socket, operations: socket.socket
+) -> int:
     config = loaded.config
     version = importlib.metadata.version(service.name)
     health = Health(config.health.check_timeout, config.health.stall_limit, service.informs)
+    health.on_state = notifier.state
     metrics = Metrics({"name": service.name, "version": version, "revision": config.build.revision or ""})
     traffic = Traffic()
     watchdog = Watchdog(health, lambda: traffic.running(health.loop))
-    beat = asyncio.create_task(health.heartbeat(metrics.lag.observe, watchdog.beat))
+    beat = asyncio.create_task(health.heartbeat(metrics.lag.observe, watchdog.beat, notifier.beat))
     admin.serve(
         operations,
         admin.Admin(service.name, version, config, loaded.entries, loaded.secrets, health, metrics, traffic, watchdog),
