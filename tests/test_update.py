@@ -26,7 +26,7 @@ OWN = {
     ".github/pull_request_template.md",
     "README.md",
     "SECURITY.md",
-    "deploy/kubernetes/kustomization.yaml",
+    "deploy/kubernetes/overlays",
     "src/my_service/app.py",
     "src/my_service/config.py",
     "src/my_service/domain.py",
@@ -102,7 +102,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     replace(project / "pyproject.toml", '"msgspec>=0.22,<0.23"', '"msgspec>=0.22,<0.24"')
     replace(project / "Dockerfile", "STOPSIGNAL SIGTERM\n", "# As it was.\nSTOPSIGNAL SIGTERM\n")
     replace(project / ".github/workflows/ci.yml", "timeout-minutes: 10", "timeout-minutes: 11")
-    deployment = project / "deploy/kubernetes/deployment.yaml"
+    deployment = project / "deploy/kubernetes/base/deployment.yaml"
     deployment.write_text("# It came later.\n" + deployment.read_text(encoding="utf-8"), encoding="utf-8")
     release(
         folder, "v1.1.0", "- APP_HTTP_LATER, a setting.\n\n### What an update asks of a service\n\nNothing."
@@ -326,7 +326,7 @@ def test_cruft_works_from_the_first_day_on(born: Path) -> None:
     assert cruft(born, "diff", "--checkout", "v1.0.0") == ""
     assert link(born)["checkout"] == "v1.0.0"
     cruft(born, "update", "--skip-apply-ask", "--checkout", "v1.1.0")
-    assert b"It came later" in contents(born)["deploy/kubernetes/deployment.yaml"]
+    assert b"It came later" in contents(born)["deploy/kubernetes/base/deployment.yaml"]
 
 
 def test_the_list_of_the_teams_files_and_the_tree_agree(born: Path) -> None:

@@ -1,0 +1,338 @@
+"""The stack on a real Swarm: under constant load it is updated, taken back, scaled, and given a broken image."""
+
+import json
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT, Project
+from load import Load
+from test_image import Engine, ask
+from test_rolling_restart import free_ports
+
+pytestmark = pytest.mark.slow
+
+# The service, with a route that the load asks for; and, if it is told so, never ready.
+WORK = """
+import asyncio
+import hashlib
+import os
+import sys
+
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from PACKAGE import __main__ as ours
+from PACKAGE.chassis import cli
+
+
+class Never:
+    async def ping(self):
+        raise ConnectionError("this image is broken")
+
+
+async def work(request):
+    body = await request.body()
+    await asyncio.sleep(float(request.query_params["s"]))
+    return PlainTextResponse(hashlib.sha256(body).hexdigest())
+
+
+def service():
+    given = ours.service()
+
+    def register(registry, config):
+        given.register(registry, config)
+        if "NEVER_READY" in os.environ:
+            registry.register_value(Never, Never(), ping=Never.ping)
+
+    def create_app(config, registry):
+        app = given.create_app(config, registry)
+        app.router.routes.append(Route("/work", work, methods=["GET", "POST"]))
+        return app
+
+    return cli.Service(given.name, given.config, register, create_app, given.informs)
+
+
+sys.exit(cli.main(ours.service().name, service, sys.argv[1:], os.environ))
+"""
+IMAGES = {
+    "one": "ENV APP_BUILD_REVISION=one",
+    "two": "ENV APP_BUILD_REVISION=two",
+    "ends at once": "ENV APP_DRAIN_TIMEOUT=never",
+    "never ready": "ENV NEVER_READY=1",
+}
+# Made shorter by the rules that stand beside them.
+QUICKER = {
+    "haproxy.cfg": {"inter 1s": "inter 250ms", "timeout check 1s": "timeout check 500ms"},
+    "stack.yaml": {
+        'APP_DRAIN_DELAY: "5"': 'APP_DRAIN_DELAY: "1"',
+        "interval: 5s\n      retries: 12": "interval: 1s\n      retries: 3\n      start_period: 1s",
+        "monitor: 30s": "monitor: 2s",
+    },
+}
+# What a container says to a guarded question with this token, asked from inside.
+GUARDED = """
+import http.client, sys
+client = http.client.HTTPConnection("127.0.0.1", 8001)
+client.request("GET", "/-/requests", headers={"Authorization": "Bearer " + sys.argv[1]})
+print(client.getresponse().status)
+"""
+ROWS: list[str] = []
+
+
+class Stack:
+    """A stack, deployed from the files of a generated project with what its page says."""
+
+    def __init__(self, engine: Engine, project: Project, folder: Path) -> None:
+        self.engine = engine
+        self.name = project.answers["project_slug"]
+        self.service = f"{self.name}_service"
+        self.folder = Path(shutil.copytree(project.path / "deploy" / "swarm", folder / "swarm"))
+        self.images = self._build(project, folder)
+        self.port = free_ports(1)[0]
+        self.deployed = self.images["one"]
+        self.token = 1
+        for name, changes in QUICKER.items():
+            for usual, quick in changes.items():
+                self.replace(name, usual, quick)
+        self.replace("cluster.yaml", "published: 8080", f"published: {self.port}")
+        self.replace("cluster.yaml", f"image: {self.repository(project)}", f"image: {self.deployed}")
+
+    @staticmethod
+    def repository(project: Project) -> str:
+        return f"ghcr.io/{project.answers['github_owner']}/{project.answers['project_slug']}:0.1.0"
+
+    def _build(self, project: Project, folder: Path) -> dict[str, str]:
+        image, _ = self.engine.build(project.path)
+        work = folder / "work"
+        work.mkdir()
+        (work / "work.py").write_text(WORK.replace("PACKAGE", project.package))
+        built = {}
+        for name, line in IMAGES.items():
+            (work / "Dockerfile").write_text(
+                f'FROM {image}\nCOPY work.py /\n{line}\nENTRYPOINT ["/app/bin/python", "/work.py"]\n'
+            )
+            built[name], _ = self.engine.build(work)
+        return built
+
+    def replace(self, name: str, old: str, new: str) -> None:
+        file = self.folder / name
+        text = file.read_text(encoding="utf-8")
+        assert old in text, f"{name} has no {old!r}"
+        file.write_text(text.replace(old, new), encoding="utf-8")
+
+    def make_secret(self) -> str:
+        """Make the next token; return it."""
+        token = uuid.uuid4().hex
+        file = self.folder / "token"
+        file.write_text(token)
+        self.engine.do("secret", "create", f"{self.name}_admin_token_{self.token}", file)
+        return token
+
+    def deploy(self) -> None:
+        files = (f"--compose-file={self.folder / name}" for name in ("stack.yaml", "cluster.yaml"))
+        self.engine.do("stack", "deploy", "--resolve-image=never", *files, self.name)
+
+    def deploy_image(self, name: str) -> None:
+        self.replace("cluster.yaml", f"image: {self.deployed}", f"image: {self.images[name]}")
+        self.deployed = self.images[name]
+        self.deploy()
+
+    def containers(self) -> list[Any]:
+        """All containers of the service, those too that have ended."""
+        filters = f"--filter=label=com.docker.swarm.service.name={self.service}"
+        identities = self.engine.do("ps", "--all", "--quiet", "--no-trunc", filters).split()
+        # One may be gone by then.
+        done = self.engine.call("inspect", *identities, check=False)
+        return list(json.loads(done.stdout or "[]"))
+
+    def running(self) -> list[Any]:
+        return [one for one in self.containers() if one["State"]["Running"]]
+
+    def wait(self, condition: Callable[[], object], what: str, limit: float = 90) -> None:
+        """Wait for a condition that is dear to look at."""
+        deadline = time.monotonic() + limit
+        while not condition():
+            if time.monotonic() > deadline:
+                said = self.engine.do("service", "ps", "--no-trunc", self.service)
+                pytest.fail(f"not within {limit:g} s: {what}\n{said}", pytrace=False)
+            time.sleep(0.2)
+
+    def settled(self, count: int, image: str) -> None:
+        """Wait until so many instances of this image are healthy and all others have ended, each with status 0."""
+
+        def there() -> bool:
+            found = [
+                (one["State"]["Health"]["Status"], plain(one["Config"]["Image"])) for one in self.running()
+            ]
+            return found == [("healthy", self.images[image])] * count
+
+        self.wait(there, f"{count} instances of the image {image}")
+
+    def update_state(self) -> str:
+        status = self.engine.inspect(self.service).get("UpdateStatus") or {}
+        return str(status.get("State"))
+
+    def updated(self, state: str = "completed") -> None:
+        self.wait(lambda: self.update_state() == state, f"the update's state {state}")
+
+    @contextmanager
+    def no_request_lost(self, event: str) -> Iterator[None]:
+        """Put it under load, and count; a failed request fails the test."""
+        began = time.monotonic()
+        with Load(self.port, re.sub(r"\W+", "-", event)).running() as load:
+            yield
+        took = time.monotonic() - began
+        ROWS.append(f"| {event} | {len(load.outcomes)} | {len(load.failures)} | {took:.1f} s |")
+        assert len(load.outcomes) > 100
+        assert not load.failures, f"{len(load.failures)} failed, first {load.failures[0]}"
+
+
+@pytest.fixture(scope="module")
+def swarm() -> Iterator[Engine]:
+    """An engine that is a Swarm of one node, which it stops to be afterwards unless it was one before."""
+    engine = Engine()
+    joined = engine.do("info", "--format={{.Swarm.LocalNodeState}}") == "active"
+    if not joined:
+        engine.do("swarm", "init", "--advertise-addr=127.0.0.1")
+    try:
+        yield engine
+    finally:
+        if not joined:
+            engine.do("swarm", "leave", "--force")
+        engine.call("image", "rm", "--force", *engine.images, check=False)
+
+
+@pytest.fixture(scope="module")
+def stack(
+    swarm: Engine, cookies_session: Any, uv: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
+    slug = f"stack-{uuid.uuid4().hex[:8]}"
+    result = cookies_session.bake(
+        extra_context={"project_slug": slug, "deploy_to": "swarm"}, template=str(ROOT)
+    )
+    assert result.exception is None, result
+    project = Project(result.project_path, result.context)
+    if not (project.path / "uv.lock").exists():
+        project.run(uv, "lock")
+    stack = Stack(swarm, project, tmp_path_factory.mktemp("stack"))
+    try:
+        yield stack
+    finally:
+        swarm.call("stack", "rm", stack.name, check=False)
+        stack.wait(lambda: not stack.containers(), "the end of all containers")
+        for number in range(1, stack.token + 1):
+            swarm.call("secret", "rm", f"{stack.name}_admin_token_{number}", check=False)
+
+
+@pytest.fixture(autouse=True)
+def shown(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """Print the counts where people see them."""
+    before = len(ROWS)
+    yield
+    with capfd.disabled():
+        print("".join(f"\n{row}" for row in ROWS[before:]), end="", flush=True)
+
+
+def test_an_empty_swarm_comes_to_answer(stack: Stack) -> None:
+    token = stack.make_secret()
+    began = time.monotonic()
+    stack.deploy()
+    stack.settled(3, "one")
+    stack.wait(lambda: answers(stack.port), "an answer through HAProxy")
+    ROWS.append(f"| first deployment | | | {time.monotonic() - began:.1f} s |")
+    for one in stack.running():
+        assert guarded(stack, one["Id"], token) == "200"
+        host = one["HostConfig"]
+        assert (host["ReadonlyRootfs"], host["CapDrop"], host["PortBindings"] or {}) == (True, ["ALL"], {})
+
+
+def plain(image: str) -> str:
+    """Take off what the engine adds to a tag."""
+    return image.partition("@")[0].removesuffix(":latest")
+
+
+def answers(port: int) -> bool:
+    try:
+        return ask(port, "/work?s=0")[0] == 200
+    except OSError:
+        return False
+
+
+def guarded(stack: Stack, container: str, token: str) -> str:
+    return stack.engine.do("exec", container, "/app/bin/python", "-c", GUARDED, token)
+
+
+def test_a_new_image_and_back_again(stack: Stack) -> None:
+    with stack.no_request_lost("update to a new image"):
+        stack.deploy_image("two")
+        stack.updated()
+        stack.settled(3, "two")
+    with stack.no_request_lost("roll back"):
+        stack.engine.do("service", "rollback", "--detach", stack.service)
+        stack.updated("rollback_completed")
+        stack.settled(3, "one")
+    ended_well(stack)
+    # What the files say is what runs again.
+    stack.replace("cluster.yaml", stack.deployed, stack.images["one"])
+    stack.deployed = stack.images["one"]
+
+
+def ended_well(stack: Stack) -> None:
+    """Every instance that was taken away has had the time to drain."""
+    ended = [one["State"] for one in stack.containers() if not one["State"]["Running"]]
+    assert ended
+    assert {one["ExitCode"] for one in ended} == {0}, ended
+
+
+def test_a_secret_is_rotated(stack: Stack) -> None:
+    old = f"{stack.name}_admin_token_{stack.token}"
+    stack.token += 1
+    token = stack.make_secret()
+    before = {one["Id"] for one in stack.running()}
+    with stack.no_request_lost("rotate a secret"):
+        stack.replace("cluster.yaml", f"name: {old}", f"name: {stack.name}_admin_token_{stack.token}")
+        stack.deploy()
+        stack.updated()
+        stack.wait(lambda: not before & {one["Id"] for one in stack.running()}, "other instances")
+        stack.settled(3, "one")
+    for one in stack.running():
+        assert guarded(stack, one["Id"], token) == "200"
+        assert guarded(stack, one["Id"], "the old one") == "403"
+    ended_well(stack)
+    stack.engine.do("secret", "rm", old)
+
+
+def test_it_is_scaled_up_and_down(stack: Stack) -> None:
+    with stack.no_request_lost("scale 3 to 6 to 2"):
+        stack.engine.do("service", "scale", "--detach", f"{stack.service}=6")
+        stack.settled(6, "one")
+        for one in stack.running():
+            asked = one["Id"]
+            stack.wait(lambda: '"event":"request"' in stack.engine.do("logs", asked), "a request for each")
+        stack.engine.do("service", "scale", "--detach", f"{stack.service}=2")
+        stack.settled(2, "one")
+    ended_well(stack)
+
+
+@pytest.mark.parametrize("image", ["ends at once", "never ready"])
+def test_a_broken_image_is_taken_back_by_itself(stack: Stack, image: str) -> None:
+    good, before = stack.deployed, {one["Id"] for one in stack.running()}
+    with stack.no_request_lost(
+        f"a broken image: it {image}" if "ends" in image else "a broken image: never ready"
+    ):
+        stack.deploy_image(image)
+        stack.updated("rollback_completed")
+    stack.replace("cluster.yaml", stack.deployed, good)
+    stack.deployed = good
+    serving = [one for one in stack.running() if plain(one["Config"]["Image"]) == good]
+    assert before & {one["Id"] for one in serving}, "the good ones were replaced, too"
+    spec = stack.engine.inspect(stack.service)["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"]
+    assert plain(spec) == good
