@@ -1,4 +1,4 @@
-"""The stack on a real Swarm: under constant load it is updated, taken back, scaled, and given a broken image."""
+"""The stack on a real Swarm, under load: it is updated, taken back, scaled, and given a broken image."""
 
 import json
 import re
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from conftest import ROOT, Project
 from load import Load
 from test_image import Engine, ask
@@ -166,7 +165,7 @@ class Stack:
             time.sleep(0.2)
 
     def settled(self, count: int, image: str) -> None:
-        """Wait until so many instances of this image are healthy and all others have ended, each with status 0."""
+        """Wait until so many instances of this image are healthy, and no others are left."""
 
         def there() -> bool:
             found = [
@@ -311,12 +310,13 @@ def test_a_secret_is_rotated(stack: Stack) -> None:
 
 
 def test_it_is_scaled_up_and_down(stack: Stack) -> None:
+    def asked(one: Any) -> bool:
+        return '"event":"request"' in stack.engine.do("logs", one["Id"])
+
     with stack.no_request_lost("scale 3 to 6 to 2"):
         stack.engine.do("service", "scale", "--detach", f"{stack.service}=6")
         stack.settled(6, "one")
-        for one in stack.running():
-            asked = one["Id"]
-            stack.wait(lambda: '"event":"request"' in stack.engine.do("logs", asked), "a request for each")
+        stack.wait(lambda: all(map(asked, stack.running())), "a request for each")
         stack.engine.do("service", "scale", "--detach", f"{stack.service}=2")
         stack.settled(2, "one")
     ended_well(stack)
