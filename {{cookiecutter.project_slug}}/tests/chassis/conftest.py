@@ -1,18 +1,32 @@
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from {{ cookiecutter.package_name }}.chassis import cli
+
 from ..environment import ENVIRONMENT, SECRETS
+from .probe import service
 from .process import Process
 
 PROBE = [sys.executable, str(Path(__file__).with_name("probe.py"))]
 SERVICE = [sys.executable, "-m", "{{ cookiecutter.package_name }}"]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What came of a command."""
+
+    status: int | str | None
+    out: str
+    err: str
 
 
 class Start:
@@ -38,16 +52,30 @@ class Start:
         """Start the service itself."""
         return self.run([*SERVICE, *arguments], {**ENVIRONMENT, **env})
 
+    def command(self, *arguments: str, **env: str | None) -> Finished:
+        """Run one of the probe's commands that end by themselves, in this process, which saves the start of one."""
+        out, err = io.StringIO(), io.StringIO()
+        variables = self._env({"APP_PROBE_NAME": "probe", **env})
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                status: str | int | None = cli.main(service().name, service, arguments, variables)
+            except SystemExit as end:
+                status = end.code
+        return Finished(status, out.getvalue(), err.getvalue())
+
     def run(self, command: Sequence[str], env: Mapping[str, str | None]) -> Process:
         folder = self._folder / f"process{len(self.started)}"
         folder.mkdir()
+        self.started.append(Process(command, self._env(env), folder))
+        return self.started[-1]
+
+    def _env(self, env: Mapping[str, str | None]) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("APP_", "PORT"))}
         # Starts are quicker with byte code.
         inherited.pop("PYTHONDONTWRITEBYTECODE", None)
         fixed = {"APP_HTTP_PORT": "0", "APP_ADMIN_PORT": "0", "APP_SECRETS_DIR": str(self._secrets)}
         wanted = {**inherited, **fixed, **env}
-        self.started.append(Process(command, {k: v for k, v in wanted.items() if v is not None}, folder))
-        return self.started[-1]
+        return {name: value for name, value in wanted.items() if value is not None}
 
 
 def _secrets(folder: Path) -> Path:

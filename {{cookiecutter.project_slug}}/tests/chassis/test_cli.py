@@ -16,38 +16,38 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_config_shows_every_setting_with_value_and_source(start: Start, secrets: Path) -> None:
-    process = start("config", APP_PROBE_FLAG="on", APP_PROBE_NAME=None, APP_LOG_LEVEL="loud")
-    assert process.wait() == 0
-    rows = {line.split()[0]: line.split()[1:] for line in process.out.read_text().splitlines()}
+    done = start.command("config", APP_PROBE_FLAG="on", APP_PROBE_NAME=None, APP_LOG_LEVEL="loud")
+    assert done.status == 0
+    rows = {line.split()[0]: line.split()[1:] for line in done.out.splitlines()}
     assert rows["APP_PROBE_FLAG"][:3] == ["on", "environment", "APP_PROBE_FLAG"]
     assert rows["APP_DRAIN_TIMEOUT"][:2] == ["20", "default"]
     assert rows["APP_LOG_LEVEL"][0] == "loud"
     assert rows["APP_PROBE_NAME"][0] == "(required)"
     assert rows["probe_password"][:3] == ["<secret>", "file", f"{secrets}/probe_password"]
     assert rows["mail_password"][0] == "(required)"
-    assert "hunter2" not in process.out.read_text()
+    assert "hunter2" not in done.out
 
 
 def test_config_as_json_is_for_tools(start: Start) -> None:
-    process = start("config", "--format", "json")
-    assert process.wait() == 0
-    rows = {row["name"]: row for row in json.loads(process.out.read_text())}
+    done = start.command("config", "--format", "json")
+    assert done.status == 0
+    rows = {row["name"]: row for row in json.loads(done.out)}
     assert rows["APP_HTTP_MAX_BODY"]["default"] == 1048576
     assert rows["APP_PROBE_PASSWORD"]["file"] == "probe_password"
     assert rows["APP_PROBE_NAME"]["required"]
 
 
 def test_config_as_markdown_is_a_table(start: Start) -> None:
-    process = start("config", "--format", "markdown")
-    assert process.wait() == 0
-    assert "| `APP_PROBE_NAME` | required | what to call it |" in process.out.read_text()
-    assert "| secret file `probe_key` | - | an optional secret |" in process.out.read_text()
+    done = start.command("config", "--format", "markdown")
+    assert done.status == 0
+    assert "| `APP_PROBE_NAME` | required | what to call it |" in done.out
+    assert "| secret file `probe_key` | - | an optional secret |" in done.out
 
 
 def test_config_as_dotenv_marks_what_is_required(start: Start) -> None:
-    process = start("config", "--format", "dotenv")
-    assert process.wait() == 0
-    example = process.out.read_text()
+    done = start.command("config", "--format", "dotenv")
+    assert done.status == 0
+    example = done.out
     assert "\n# what to call it\n# required\n#APP_PROBE_NAME=\n" in example
     assert "\n# a required secret\n# required: a secret, the file probe_password\n" in example
     assert "hunter2" not in example
@@ -63,16 +63,16 @@ def test_the_example_environment_is_current(start: Start) -> None:
 def test_healthcheck_asks_for_readiness(start: Start) -> None:
     process = start().ready()
     address = {"APP_ADMIN_HOST": "0.0.0.0", "APP_ADMIN_PORT": str(process.port("admin"))}
-    assert start("healthcheck", **address).wait() == 0
+    assert start.command("healthcheck", **address).status == 0
     process.ask("/gate/gate?mode=shut")
     wait_for(lambda: process.ask("/-/ready").status == 503)
-    failing = start("healthcheck", **address)
-    assert failing.wait() == 1
-    assert "the gate is shut" in failing.err.read_text()
+    failing = start.command("healthcheck", **address)
+    assert failing.status == 1
+    assert "the gate is shut" in failing.err
     assert process.stop() == 0
-    gone = start("healthcheck", **address)
-    assert gone.wait() == 1
-    assert gone.err.read_text().startswith("no answer from 127.0.0.1:")
+    gone = start.command("healthcheck", **address)
+    assert gone.status == 1
+    assert gone.err.startswith("no answer from 127.0.0.1:")
 
 
 def test_healthcheck_takes_no_nonsense_for_an_answer(start: Start) -> None:
@@ -85,7 +85,7 @@ def test_healthcheck_takes_no_nonsense_for_an_answer(start: Start) -> None:
 
         thread = threading.Thread(target=answer)
         thread.start()
-        assert start("healthcheck", APP_ADMIN_PORT=str(stranger.getsockname()[1])).wait() == 1
+        assert start.command("healthcheck", APP_ADMIN_PORT=str(stranger.getsockname()[1])).status == 1
         thread.join()
 
 
@@ -97,4 +97,4 @@ def test_help_and_version_need_no_configuration(start: Start, arguments: list[st
 
 
 def test_what_it_does_not_know_is_refused(start: Start) -> None:
-    assert start("fly").wait() == 2
+    assert start.command("fly").status == 2

@@ -35,11 +35,11 @@ def test_every_wrong_setting_is_named_at_once(start: Start) -> None:
 def test_check_prints_every_problem_and_no_secret(start: Start, secrets: Path) -> None:
     (secrets / "probe_password").unlink()
     (secrets / "probe_key").write_text("")
-    process = start(
+    done = start.command(
         "check", **WRONG, APP_PROBE_FLAG="maybe", APP_PROBE_KEY="t0psecret", APP_MAIL_HOST="mx", APP_HTP_PORT="1"
     )
-    assert process.wait() == 78
-    problems = process.err.read_text()
+    assert done.status == 78
+    problems = done.err
     for name in [*WRONG, "APP_PROBE_FLAG", "APP_PROBE_KEY"]:
         assert f"\n{name}: " in f"\n{problems}"
     assert "'maybe' is not accepted: use one of true, yes, on, 1, false, no, off, 0" in problems
@@ -53,22 +53,22 @@ def test_check_prints_every_problem_and_no_secret(start: Start, secrets: Path) -
 
 
 def test_what_is_missing_is_named_with_its_help(start: Start) -> None:
-    process = start("check", APP_PROBE_NAME=None)
-    assert process.wait() == 78
-    assert process.err.read_text() == "APP_PROBE_NAME: is not set; what to call it\n"
+    done = start.command("check", APP_PROBE_NAME=None)
+    assert done.status == 78
+    assert done.err == "APP_PROBE_NAME: is not set; what to call it\n"
 
 
 def test_a_secret_file_alone_makes_the_rest_of_its_optional_group_required(start: Start, secrets: Path) -> None:
     (secrets / "mail_password").write_text("hunter2")
-    process = start("check")
-    assert process.wait() == 78
-    assert process.err.read_text() == "APP_MAIL_HOST: is not set; mail server\n"
+    done = start.command("check")
+    assert done.status == 78
+    assert done.err == "APP_MAIL_HOST: is not set; mail server\n"
 
 
 def test_settings_that_are_wrong_together_are_explained(start: Start) -> None:
-    process = start("check", APP_HTTP_PORT="4242", APP_ADMIN_PORT="4242")
-    assert process.wait() == 78
-    assert process.err.read_text() == "Config: the two ports must differ\n"
+    done = start.command("check", APP_HTTP_PORT="4242", APP_ADMIN_PORT="4242")
+    assert done.status == 78
+    assert done.err == "Config: the two ports must differ\n"
 
 
 @pytest.mark.parametrize(("words", "meaning"), [("1 true YES On", True), ("0 False no OFF", False)])
@@ -77,10 +77,10 @@ def test_the_usual_words_for_booleans_are_accepted(words: str, meaning: bool) ->
 
 
 def test_a_good_configuration_is_ok_and_typos_are_pointed_out(start: Start) -> None:
-    process = start("check", APP_HTP_PORT="8000", APP_QQQ="1")
-    assert process.wait() == 0
-    assert process.out.read_text() == "ok\n"
-    warnings = process.err.read_text()
+    done = start.command("check", APP_HTP_PORT="8000", APP_QQQ="1")
+    assert done.status == 0
+    assert done.out == "ok\n"
+    warnings = done.err
     assert "APP_HTP_PORT: is no setting of this service; did you mean APP_HTTP_PORT?" in warnings
     assert "APP_QQQ: is no setting of this service; see the command config" in warnings
 
@@ -90,11 +90,11 @@ def test_a_typo_is_warned_about_at_start(start: Start) -> None:
 
 
 def test_a_platform_may_assign_the_port_by_its_own_name(start: Start) -> None:
-    process = start("check", APP_HTTP_PORT="1234", PORT="99999")
-    assert process.wait() == 0
-    process = start("check", APP_HTTP_PORT=None, PORT="99999")
-    assert process.wait() == 78
-    assert process.err.read_text().startswith("PORT: '99999' is not accepted")
+    done = start.command("check", APP_HTTP_PORT="1234", PORT="99999")
+    assert done.status == 0
+    done = start.command("check", APP_HTTP_PORT=None, PORT="99999")
+    assert done.status == 78
+    assert done.err.startswith("PORT: '99999' is not accepted")
 
 
 def test_the_defaults_are_enough_to_start(start: Start) -> None:

@@ -99,10 +99,10 @@ def test_current_values_are_live_and_the_rest_stays_a_comment() -> None:
     ],
 )
 def test_what_no_bare_value_can_be_is_refused_by_name(start: Start, value: str, reason: str) -> None:
-    process = start("config", "--format", "dotenv", "--current", APP_PROBE_NAME=value, APP_HTTP_HOST="#")
-    assert process.wait() == 1
-    assert process.out.read_text() == ""
-    first, second = process.err.read_text().splitlines()
+    done = start.command("config", "--format", "dotenv", "--current", APP_PROBE_NAME=value, APP_HTTP_HOST="#")
+    assert done.status == 1
+    assert done.out == ""
+    first, second = done.err.splitlines()
     assert first.startswith("APP_HTTP_HOST: its value can't be written in this format: it has #")
     assert second == f"APP_PROBE_NAME: its value can't be written in this format: {reason}"
 
@@ -209,34 +209,34 @@ def test_what_a_shell_reads_is_valid(tmp_path: Path, format: str, name: str) -> 
 
 def test_files_are_written_and_listed_but_never_over_others(start: Start, tmp_path: Path) -> None:
     arguments = ("config", "--format", "confd", "--output", str(tmp_path / "out"))
-    process = start(*arguments)
-    assert process.wait() == 0
-    written = [Path(line) for line in process.out.read_text().splitlines()]
+    done = start.command(*arguments)
+    assert done.status == 0
+    written = [Path(line) for line in done.out.splitlines()]
     toml, template = written
     assert [toml.parent, template.parent] == [tmp_path / "out/conf.d", tmp_path / "out/templates"]
     template.write_text("mine")
     toml.unlink()
-    process = start(*arguments)
-    assert process.wait() == 1
-    assert process.err.read_text().startswith(f"{template} exists; nothing was written")
+    done = start.command(*arguments)
+    assert done.status == 1
+    assert done.err.startswith(f"{template} exists; nothing was written")
     assert not toml.exists()
-    assert start(*arguments, "--force").wait() == 0
+    assert start.command(*arguments, "--force").status == 0
     assert template.read_text() != "mine"
 
 
 def test_several_files_are_not_mixed_on_stdout(start: Start) -> None:
-    process = start("config", "--format", "confd")
-    assert process.wait() == 1
-    assert process.out.read_text() == ""
-    assert process.err.read_text().startswith("confd takes several files (conf.d/")
-    assert process.err.read_text().endswith("); say where with --output DIR\n")
+    done = start.command("config", "--format", "confd")
+    assert done.status == 1
+    assert done.out == ""
+    assert done.err.startswith("confd takes several files (conf.d/")
+    assert done.err.endswith("); say where with --output DIR\n")
 
 
 def test_where_it_can_not_write_it_says_so(start: Start, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    process = start("config", "--format", "systemd", "--output", str(tmp_path / "file"))
-    assert process.wait() == 1
-    assert process.err.read_text() == f"{tmp_path}/file can't be written: File exists\n"
+    done = start.command("config", "--format", "systemd", "--output", str(tmp_path / "file"))
+    assert done.status == 1
+    assert done.err == f"{tmp_path}/file can't be written: File exists\n"
 
 
 def test_on_a_signal_it_says_which_settings_need_a_restart(start: Start) -> None:

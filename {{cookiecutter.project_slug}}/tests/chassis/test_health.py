@@ -106,4 +106,4 @@ def test_the_service_itself_is_ready_healthy_and_stops(start: Start) -> None:
 def test_ipv6_addresses_work(start: Start) -> None:
     process = start(APP_HTTP_HOST="::1", APP_ADMIN_HOST="::1").ready()
     assert process.line("listening")["http"].startswith("[::1]:")
-    assert start("healthcheck", APP_ADMIN_HOST="::", APP_ADMIN_PORT=str(process.port("admin"))).wait() == 0
+    assert start.command("healthcheck", APP_ADMIN_HOST="::", APP_ADMIN_PORT=str(process.port("admin"))).status == 0

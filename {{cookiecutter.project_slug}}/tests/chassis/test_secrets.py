@@ -33,18 +33,18 @@ def revealed(process: Process) -> list[str]:
 )
 def test_a_bad_file_is_named_with_the_reason(start: Start, secrets: Path, content: bytes, reason: str) -> None:
     (secrets / "probe_password").write_bytes(content)
-    process = start("check")
-    assert process.wait() == 78
-    assert process.err.read_text() == f"probe_password: the file {secrets}/probe_password {reason}\n"
+    done = start.command("check")
+    assert done.status == 78
+    assert done.err == f"probe_password: the file {secrets}/probe_password {reason}\n"
 
 
 def test_what_is_no_file_is_named_with_the_reason(start: Start, secrets: Path) -> None:
     (secrets / "probe_password").unlink()
     os.mkfifo(secrets / "probe_password")
     (secrets / "probe_key").symlink_to("probe_key")
-    process = start("check")
-    assert process.wait() == 78
-    problems = process.err.read_text().splitlines()
+    done = start.command("check")
+    assert done.status == 78
+    problems = done.err.splitlines()
     assert problems[0].endswith("is not a regular file")
     assert problems[1].endswith("can't be read: Too many levels of symbolic links")
 
@@ -58,7 +58,7 @@ def test_one_trailing_newline_is_not_part_of_it(start: Start, secrets: Path) -> 
 @pytest.mark.parametrize("variable", ["APP_SECRETS_DIR", "CREDENTIALS_DIRECTORY"])
 def test_the_directory_may_be_given_by_us_or_by_systemd(start: Start, secrets: Path, variable: str) -> None:
     env = {"APP_SECRETS_DIR": None, variable: str(secrets)}
-    assert start("check", **env).wait() == 0
+    assert start.command("check", **env).status == 0
 
 
 def test_a_secret_prints_as_secret_and_can_not_be_copied(tmp_path: Path) -> None:
