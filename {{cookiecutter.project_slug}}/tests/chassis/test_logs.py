@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import socket
 import subprocess
 import sys
+import urllib.request
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from .conftest import PROBE, SERVICE, Start
-from .process import Process
+from .process import Process, wait_for
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 SPAN = "b7ad6b7169203331"
@@ -133,6 +135,19 @@ def test_the_format_is_a_setting(start: Start) -> None:
     assert "startup failed" in process.out.read_text()
     assert "\x1b" not in process.out.read_text()
     assert "{" not in process.out.read_text()
+
+
+def test_request_lines_have_format_and_level_too(start: Start, own: Process) -> None:
+    body = '{"logger": "http", "level": "warning"}'
+    own.ask("/-/log-level", port="admin", method="PUT", headers={"Content-Type": "application/json"}, body=body)
+    own.ask("/trouble/unheard")
+    own.stop()
+    assert not own.lines("request")
+    process = start(APP_LOG_FORMAT="console")
+    [port] = wait_for(lambda: re.findall(r"http=127\.0\.0\.1:(\d+)", process.out.read_text()))
+    urllib.request.urlopen(f"http://127.0.0.1:{port}/trouble/heard").close()
+    process.stop()
+    assert "path=/trouble/heard" in process.out.read_text()
 
 
 def test_a_reader_that_has_gone_costs_no_request(start: Start) -> None:

@@ -6,7 +6,10 @@ the standard library also keeps the level of each logger, so there is one place 
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
+import atexit
+import contextvars
+import functools
 import json
 import logging
 import os
@@ -14,34 +17,43 @@ import sys
 import threading
 import time
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import structlog
 
+from .output import Output
+
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
     from structlog.typing import EventDict, Processor
 
 _encode = msgspec.json.Encoder(enc_hook=repr).encode
-_lock = threading.Lock()
+# Seconds that the last lines of a process wait for their reader.
+EXIT_PATIENCE = 1.0
+
+_second: tuple[int, str] = (0, "")
+_console = False
+
+# structlog's methods that are no level of their own.
+_LEVELS = {"warn": "warning", "exception": "error"}
+_NONE: Mapping[str, str] = {}
+
+# What the lines of the request at hand have in common; bound once, cheaper than a variable for each.
+REQUEST: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("request")
 
 
 def configure(level: str, format: str) -> None:
     """Send everything that is logged to stdout, from *level* on, as ``json`` or ``console`` lines."""
-    render: list[Processor] = [structlog.processors.format_exc_info, _in_order, _json_line]
-    if format == "console" or (format == "auto" and sys.stdout.isatty()):
-        console = structlog.dev.ConsoleRenderer(
-            colors=sys.stdout.isatty(), exception_formatter=structlog.dev.plain_traceback
-        )
+    render: list[Processor] = [structlog.processors.format_exc_info, _json_line]
+    global _console
+    _console = format == "console" or (format == "auto" and os.isatty(1))
+    if _console:
+        console = structlog.dev.ConsoleRenderer(colors=os.isatty(1), exception_formatter=structlog.dev.plain_traceback)
         render = [_printable, console]
-    shared: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
+    shared: list[Processor] = [structlog.contextvars.merge_contextvars, _begin]
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -57,7 +69,7 @@ def configure(level: str, format: str) -> None:
     handler = _Handler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
+            foreign_pre_chain=[structlog.stdlib.ExtraAdder(), *shared],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
         )
     )
@@ -72,11 +84,40 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
 
 
 def write(line: str) -> None:
-    """Put one whole line on stdout; a reader that has gone is no reason to stop serving."""
-    data = line.encode("utf-8", "backslashreplace") + b"\n"
-    with _lock, contextlib.suppress(OSError):
-        while data:
-            data = data[os.write(sys.stdout.fileno(), data) :]
+    """Put one whole line on stdout."""
+    output().write(line.encode("utf-8", "backslashreplace") + b"\n")
+
+
+@functools.cache
+def output() -> Output:
+    """Return what writes to stdout."""
+    out = Output(1)
+    out.on_recovery = lambda lost: get_logger("logs").error("lines could not be written", lost=lost)
+    atexit.register(out.flush, EXIT_PATIENCE)
+    return out
+
+
+def request_logger(name: str) -> Callable[[dict[str, object]], None]:
+    """Return what writes the line of a request from its fields, as the logger *name* would, but by a shorter way.
+
+    It is the one line that each request costs; structlog takes five times as long for it. The lines of requests that
+    end in one iteration of the event loop are written together.
+    """
+    stdlib, long = logging.getLogger(name), get_logger(name)
+    merge = structlog.contextvars.merge_contextvars
+
+    def log(fields: dict[str, object]) -> None:
+        if not stdlib.isEnabledFor(logging.INFO):
+            return
+        if _console:
+            long.info("request", **fields)
+            return
+        line = _beginning("info", name, "request")
+        line.update(fields)
+        line.update(REQUEST.get(_NONE))
+        output().write_soon(_json(merge(None, "info", line)) + b"\n", asyncio.get_running_loop().call_soon)
+
+    return log
 
 
 class Levels:
@@ -147,17 +188,40 @@ class _Handler(logging.Handler):
         write(line)
 
 
-def _in_order(_logger: object, _method: str, event: EventDict) -> EventDict:
-    first = {key: event.pop(key, None) for key in ("timestamp", "level", "logger", "event")}
-    return {**first, **event}
+def _begin(logger: Any, method: str, event: EventDict) -> EventDict:
+    """Put what every line begins with first, and what the lines of a request have in common last."""
+    record = event.get("_record")
+    line = _beginning(_LEVELS.get(method, method), logger.name if record is None else record.name, event["event"])
+    for name, value in event.items():
+        line.setdefault(name, value)
+    for name, value in REQUEST.get(_NONE).items():
+        line.setdefault(name, value)
+    return line
+
+
+def _beginning(level: str, logger: str, event: object) -> EventDict:
+    """Begin a line; all but the fraction of the time, which is as RFC 3339 has it, is made once a second."""
+    global _second
+    now = time.time()
+    whole = int(now)
+    second, text = _second
+    if whole != second:
+        text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
+        _second = whole, text
+    timestamp = f"{text}.{int((now - whole) * 1_000_000):06d}Z"
+    return {"timestamp": timestamp, "level": level, "logger": logger, "event": event}
 
 
 def _json_line(_logger: object, _method: str, event: EventDict) -> str:
+    return _json(event).decode()
+
+
+def _json(event: EventDict) -> bytes:
     try:
-        return _encode(event).decode()
+        return _encode(event)
     except Exception:
         # What msgspec refuses: lone surrogates, keys that are no strings, cycles, a repr that fails.
-        return json.dumps({str(key): _safe(value) for key, value in event.items()})
+        return json.dumps({str(key): _safe(value) for key, value in event.items()}).encode()
 
 
 def _safe(value: object) -> object:

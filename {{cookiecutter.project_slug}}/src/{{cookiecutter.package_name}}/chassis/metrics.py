@@ -6,10 +6,14 @@ import platform
 from typing import TYPE_CHECKING
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client.core import CounterMetricFamily
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from prometheus_client import Metric
 
 METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
 # OpenTelemetry's advice for http.server.request.duration, in seconds.
@@ -17,10 +21,29 @@ DURATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.
 LAG_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
-class Metrics:
-    """What the chassis measures, in *registry*."""
+class _LostLines(Collector):
+    def __init__(self, count: Callable[[], int]) -> None:
+        self._count = count
 
-    def __init__(self, build: Mapping[str, str], registry: CollectorRegistry = REGISTRY) -> None:
+    def collect(self) -> list[Metric]:
+        return [CounterMetricFamily("log_lines_lost", "Log lines that could not be written.", self._count())]
+
+
+class Metrics:
+    """What the chassis measures, in *registry*.
+
+    Args:
+        in_flight: Counts the requests that are not answered yet.
+        lost_lines: Counts the log lines that could not be written.
+    """
+
+    def __init__(
+        self,
+        build: Mapping[str, str],
+        in_flight: Callable[[], int],
+        lost_lines: Callable[[], int],
+        registry: CollectorRegistry = REGISTRY,
+    ) -> None:
         self.registry = registry
         self.duration = Histogram(
             "http_server_request_duration_seconds",
@@ -29,7 +52,8 @@ class Metrics:
             buckets=DURATION_BUCKETS,
             registry=registry,
         )
-        self.active = Gauge("http_server_active_requests", "Requests in flight.", registry=registry)
+        active = Gauge("http_server_active_requests", "Requests in flight.", registry=registry)
+        active.set_function(in_flight)
         self.lag = Histogram(
             "event_loop_lag_seconds",
             "How late the event loop ran what was due.",
@@ -42,13 +66,22 @@ class Metrics:
             ("reason",),
             registry=registry,
         )
+        registry.register(_LostLines(lost_lines))
+        self._children: dict[tuple[str, str, int], Histogram] = {}
         info = Info("app", "What runs here.", registry=registry)
         info.info({**build, "python": platform.python_version()})
 
     def observe(self, method: str, route: str, status: int, duration: float) -> None:
         """Count one answered request; *duration* in seconds. Methods that clients make up fold into one."""
-        known = method if method in METHODS else "_OTHER"
-        self.duration.labels(known, route, status).observe(duration)
+        try:
+            child = self._children[method, route, status]
+        except KeyError:
+            known = method if method in METHODS else "_OTHER"
+            child = self.duration.labels(known, route, status)
+            if known == method:
+                # prometheus-client looks labels up under a lock, and makes text of them, each time.
+                self._children[method, route, status] = child
+        child.observe(duration)
 
     def expose(self, accept: str) -> tuple[bytes, str]:
         """Return all metrics in the format that *accept* asks for, and its content type."""

@@ -10,19 +10,18 @@ import asyncio
 import contextlib
 import heapq
 import itertools
+import random
 import re
-import secrets
 import time
 from http import HTTPStatus
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from .forwarded import is_host
 from .health import timestamp
-from .logs import get_logger
+from .logs import REQUEST, get_logger, request_logger
 from .metrics import METHODS
 from .stacks import await_chain, where
 
@@ -51,6 +50,9 @@ REPEATABLE = ("GET", "HEAD", "OPTIONS")
 START_PATIENCE = 50.0
 
 log = get_logger("http")
+log_request = request_logger("http")
+# An id has to be unique, not a secret; asking the kernel for each costs a system call.
+_ids = random.Random()  # noqa: S311
 _READY = SimpleNamespace(path="/-/ready")
 # Envoy takes an instance out of its rotation at the first answer that says so, not only at its next check.
 _DRAINING = ((b"connection", b"close"), (b"x-envoy-immediate-health-check-fail", b"true"))
@@ -120,9 +122,9 @@ class Middleware:
         self.started = asyncio.Event()
         self.max_body = max_body
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         self.proxies.apply(scope)
-        await Request(self, scope, receive, send).handle()
+        return Request(self, scope, receive, send).handle()
 
 
 class Request:
@@ -142,6 +144,8 @@ class Request:
         self._bad_host = False
         self._held: list[Message] = []
         self._headers: list[tuple[bytes, bytes]] = []
+        self.request_id = ""
+        self.trace_id: str | None = None
 
     @property
     def route(self) -> str | None:
@@ -160,7 +164,6 @@ class Request:
         middleware = self.middleware
         length = self._identify()
         middleware.traffic.in_flight.add(self)
-        middleware.metrics.active.inc()
         try:
             if self._bad_host:
                 await self._answer(400, detail="A request needs one valid Host.")
@@ -190,17 +193,15 @@ class Request:
                 self._bad_host = self._bad_host or not is_host(value)
         # https://www.rfc-editor.org/rfc/rfc9112#section-3.2-6
         self._bad_host = self._bad_host or hosts > 1 or (hosts == 0 and self.scope["http_version"] == "1.1")
-        request_id = request_id or secrets.token_hex(16).encode()
+        request_id = request_id or b"%032x" % _ids.getrandbits(128)
         self.request_id = request_id.decode()
-        self.trace_id: str | None = None
         self._headers.append((b"x-request-id", request_id))
-        # The task may have been started by an earlier request on the same connection, with that one's context.
-        clear_contextvars()
-        bind_contextvars(request_id=self.request_id)
-        if match := TRACEPARENT.fullmatch(traceparent):
+        common = {"request_id": self.request_id}
+        if traceparent and (match := TRACEPARENT.fullmatch(traceparent)):
             self._headers.append((b"traceparent", traceparent))
-            self.trace_id = match[1].decode()
-            bind_contextvars(trace_id=self.trace_id, span_id=match[2].decode())
+            self.trace_id = common["trace_id"] = match[1].decode()
+            common["span_id"] = match[2].decode()
+        REQUEST.set(common)
         return length
 
     async def _started(self) -> bool:
@@ -246,23 +247,25 @@ class Request:
             raise BodyTooLargeError
         return message
 
-    async def send(self, message: Message) -> None:
+    def send(self, message: Message) -> Awaitable[None]:
         """Pass on what the service answers.
 
         A whole answer of 500 waits until the service returns: frameworks send one before they raise the
         exception that it stands for.
         """
+        if self._held or (self._too_large and not self.status) or message.get("status") == 500:
+            return self._hold(message)
+        return self._forward(message)
+
+    async def _hold(self, message: Message) -> None:
         if self._too_large and not self.status:
             return
-        if self._held or message.get("status") == 500:
-            self._held.append(message)
-            if not message.get("more_body", False):
-                return
-            held, self._held = self._held, []
-            for earlier in held:
-                await self._forward(earlier)
-        else:
-            await self._forward(message)
+        self._held.append(message)
+        if not message.get("more_body", False):
+            return
+        held, self._held = self._held, []
+        for earlier in held:
+            await self._forward(earlier)
 
     async def _forward(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -295,18 +298,18 @@ class Request:
         if self not in middleware.traffic.in_flight:
             return
         middleware.traffic.in_flight.discard(self)
-        middleware.metrics.active.dec()
         duration = time.perf_counter() - self.began
         status = self.status or CLIENT_CLOSED_REQUEST
         route = self.route
         middleware.traffic.note(duration, self, status)
         middleware.metrics.observe(scope["method"], route or "", status, duration)
-        log.info(
-            "request",
-            method=scope["method"],
-            path=scope["raw_path"].decode("ascii", "backslashreplace"),
-            route=route,
-            status=status,
-            duration_ms=round(duration * 1000, 3),
-            client=scope["client"][0] if scope["client"] else None,
+        log_request(
+            {
+                "method": scope["method"],
+                "path": scope["raw_path"].decode("ascii", "backslashreplace"),
+                "route": route,
+                "status": status,
+                "duration_ms": round(duration * 1000, 3),
+                "client": scope["client"][0] if scope["client"] else None,
+            }
         )

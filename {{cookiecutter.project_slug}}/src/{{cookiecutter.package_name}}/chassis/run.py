@@ -19,6 +19,7 @@ from .health import Health
 from .metrics import Metrics
 from .middleware import Middleware, Traffic
 from .notify import Notifier
+from .output import ensure_standard_streams
 from .server import Server, listen
 from .stacks import Watchdog
 
@@ -35,6 +36,7 @@ log = logs.get_logger("service")
 
 def run(load_service: Callable[[], Service], env: Mapping[str, str]) -> int:
     """Serve until a signal asks to stop; return the exit status."""
+    ensure_standard_streams()
     logs.configure("info", env.get("APP_LOG_FORMAT", "auto").lower())
     service = load_service()
     try:
@@ -58,6 +60,7 @@ def run(load_service: Callable[[], Service], env: Mapping[str, str]) -> int:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         status = runner.run(_serve(service, loaded, Notifier(env), *sockets))
         log.info("stopped", status=status)
+        logs.output().flush(logs.EXIT_PATIENCE)
         if status != 0:
             # What did not end in time does not get more of it: the runner would wait for the last task and thread.
             os._exit(status)
@@ -78,8 +81,9 @@ async def _serve(
     version = importlib.metadata.version(service.name)
     health = Health(config.health.check_timeout, config.health.stall_limit, service.informs)
     health.on_state = notifier.state
-    metrics = Metrics({"name": service.name, "version": version, "revision": config.build.revision or ""})
     traffic = Traffic()
+    build = {"name": service.name, "version": version, "revision": config.build.revision or ""}
+    metrics = Metrics(build, lambda: len(traffic.in_flight), lambda: logs.output().lost)
     watchdog = Watchdog(health, lambda: traffic.running(health.loop))
     beat = asyncio.create_task(health.heartbeat(metrics.lag.observe, watchdog.beat, notifier.beat))
     admin.serve(

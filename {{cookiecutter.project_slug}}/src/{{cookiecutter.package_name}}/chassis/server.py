@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
+import gc
 import os
 import resource
 import select
@@ -22,10 +24,10 @@ import httptools
 import msgspec
 import uvicorn
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from .logs import get_logger
+from .logs import get_logger, output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -54,6 +56,7 @@ RESERVED = 128
 HEADER_GRACE = 0.5
 CUT_GRACE = 1.0
 CLOSE_GRACE = 1.0
+HURRIED_FLUSH = 0.2
 BACKLOG = 2048
 JOIN_LIMIT = 65536
 LINGER = 5.0
@@ -125,6 +128,7 @@ class Server:
         lifespan = Lifespan(self._middleware.app)
         config = uvicorn.Config(
             self._middleware,
+            interface="asgi3",
             http=Protocol,
             ws="none",
             lifespan="off",
@@ -132,9 +136,9 @@ class Server:
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE,
         )
         config.load()
+        self.context = contextvars.copy_context()
         self._protocol = lambda: Protocol(config, self._state, lifespan.state, self)
         self._listener = await self._loop.create_server(self._protocol, sock=self._sock)
         housekeeping = asyncio.create_task(self._keep_house())
@@ -144,6 +148,8 @@ class Server:
             self._health.state = "ready" if started else "draining"
             self._middleware.started.set()
             if started:
+                # What start-up made stays: the collector need not go through it again and again.
+                gc.freeze()
                 log.info("ready", after_s=round(time.time() - self._health.started, 3))
                 await self._stop.wait()
                 cut = await self._drain()
@@ -165,6 +171,7 @@ class Server:
     def _handle_exit(self, number: int, _frame: FrameType | None) -> None:
         self._signals.append(number)
         if len(self._signals) > 1:
+            output().flush(HURRIED_FLUSH)
             os._exit(128 + number)
         self._loop.call_soon_threadsafe(self._begin_to_stop)
 
@@ -198,6 +205,8 @@ class Server:
             self._close_headerless(HEADER_TIMEOUT)
             for connection in self._connections():
                 connection.check_pace(now - last)
+                if connection.idle_since is not None and now - connection.idle_since >= KEEP_ALIVE:
+                    connection.transport.close()
             last = now
             refused = self._middleware.metrics.refused.labels("connections")._value.get()
             if refused > told:
@@ -275,6 +284,8 @@ class Protocol(HttpToolsProtocol):
 
     _writes: JoinedWrites
     _header_began: float | None = None
+    # When the last answer was complete, if nothing came since.
+    idle_since: float | None = None
     # Whether the body of a request is still to come, all or in part; how much of it came.
     _brings_body = False
     _body = 0
@@ -285,13 +296,17 @@ class Protocol(HttpToolsProtocol):
     _brought = 0
     _taken = 0
 
-    def __init__(
-        self, config: uvicorn.Config, state: ServerState, app_state: dict[str, Any], server: Server
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, state: ServerState, app_state: dict[str, Any], server: Server) -> None:
         super().__init__(config, state, app_state)
         self._server = server
         # What was read and not parsed yet.
         self._unparsed = bytearray()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        # A request that was sent before the last one was answered would otherwise run in that one's context.
+        task = self.loop.create_task(cycle.run_asgi(app), context=self._server.context.copy())
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._header_began = time.monotonic()
@@ -322,7 +337,7 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        self._unset_keepalive_if_required()
+        self.idle_since = None
         if self._unparsed or len(data) > PIECE:
             self._unparsed += data
             self._parse_more()
@@ -395,10 +410,18 @@ class Protocol(HttpToolsProtocol):
         if self.parser.should_upgrade():
             return
         self._brings_body = False
+        if self.cycle.response_complete:
+            self.idle_since = time.monotonic()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()
+        if self.pipeline or self.transport.is_closing():
+            super().on_response_complete()
+        else:
+            # As uvicorn has it, but without a timer for each answer: the server looks for idle connections itself.
+            self.server_state.total_requests += 1
+            self.flow.resume_reading()
+            self.idle_since = time.monotonic()
         if self._unparsed:
             self._parse_more()
 

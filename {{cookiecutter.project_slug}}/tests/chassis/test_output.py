@@ -1,0 +1,170 @@
+"""Contract, section 4: a reader that is slow or gone costs lines at worst, which are counted, and never a wait."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from {{ cookiecutter.package_name }}.chassis.output import Output
+
+from .conftest import PROBE, Start
+from .process import wait_for
+
+# What the pipes of these tests hold.
+SIZE = 4096
+LINES = [b"%063d\n" % number for number in range(200)]
+
+
+class Pipe:
+    """A small pipe; *end* is where it is read."""
+
+    def __init__(self) -> None:
+        self.end, self.start = os.pipe()
+        fcntl.fcntl(self.start, fcntl.F_SETPIPE_SZ, SIZE)
+        os.set_blocking(self.end, False)
+
+    def read(self, size: int = 1 << 20) -> bytes:
+        try:
+            return os.read(self.end, size)
+        except BlockingIOError:
+            return b""
+
+    def read_until(self, last: bytes) -> bytes:
+        """Read on until *last* has come."""
+        data = b""
+
+        def more() -> bool:
+            nonlocal data
+            data += self.read()
+            return last in data
+
+        wait_for(more)
+        return data
+
+    def leave(self) -> None:
+        """Stop reading for good."""
+        os.close(self.end)
+        self.end = -1
+
+    def close(self) -> None:
+        if self.end >= 0:
+            self.leave()
+        os.close(self.start)
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    with closing(Pipe()) as pipe:
+        yield pipe
+
+
+def test_lines_of_one_iteration_are_written_together_and_in_order(pipe: Pipe) -> None:
+    output = Output(pipe.start)
+    due: list[Callable[[], None]] = []
+    output.write_soon(b"1\n", due.append)
+    output.write_soon(b"2\n", due.append)
+    assert (len(due), pipe.read()) == (1, b"")
+    output.write(b"3\n")
+    assert pipe.read() == b"1\n2\n3\n"
+    due[0]()
+    assert pipe.read() == b""
+
+
+def test_a_slow_reader_gets_all_lines_and_nobody_waits_for_it(pipe: Pipe) -> None:
+    output = Output(pipe.start)
+    for line in LINES:
+        output.write(line)
+    output.flush(0.01)
+    assert pipe.read_until(LINES[-1]) == b"".join(LINES)
+    output.flush(10)
+    output.write(b"at once again\n")
+    assert pipe.read() == b"at once again\n"
+    assert output.lost == 0
+
+
+def test_what_does_not_fit_is_counted_and_told(pipe: Pipe) -> None:
+    output = Output(pipe.start, limit=2 * SIZE)
+    told: list[int] = []
+    output.on_recovery = told.append
+    for line in LINES:
+        output.write(line)
+    assert 0 < output.lost < len(LINES)
+    output.flush(0)
+    assert told == []
+    kept = LINES[: len(LINES) - output.lost]
+    assert pipe.read_until(kept[-1]) == b"".join(kept)
+    wait_for(lambda: told)
+    assert told == [output.lost]
+
+
+def test_what_can_not_be_written_is_counted_and_told_when_it_can_be(tmp_path: Path) -> None:
+    with Path("/dev/full").open("wb") as file, (tmp_path / "log").open("wb") as good:
+        output = Output(file.fileno())
+        told: list[int] = []
+        output.on_recovery = told.append
+        for number in (1, 2, 3):
+            output.write(b"lost\n")
+            assert output.lost == number
+        assert told == []
+        os.dup2(good.fileno(), file.fileno())
+        output.write(b"kept\n")
+        assert told == [3]
+    assert (tmp_path / "log").read_bytes() == b"kept\n"
+
+
+def test_a_line_whose_end_is_lost_spoils_no_other(pipe: Pipe) -> None:
+    output = Output(pipe.start)
+    output.write(b"x" * 3 * SIZE + b"\n")
+    wait_for(lambda: pipe.read(SIZE))
+    pipe.leave()
+    wait_for(lambda: output.lost == 1)
+    output.flush(10)
+    with closing(Pipe()) as other:
+        os.dup2(other.start, pipe.start)
+        output.write(b"1\n")
+        output.write(b"2\n")
+        assert other.read_until(b"2\n") == b"\n1\n2\n"
+
+
+def test_a_descriptor_that_never_waits_is_as_good(pipe: Pipe) -> None:
+    os.set_blocking(pipe.start, False)
+    output, long = Output(pipe.start), b"x" * 3 * SIZE + b"\n"
+    output.write(long)
+    assert pipe.read_until(b"\n") == long
+
+
+def test_without_a_thread_lines_are_lost_and_the_caller_goes_on(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = Output(pipe.start)
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    output.write(b"x" * 2 * SIZE)
+    assert output.lost == 1
+    output.write(b"short\n")
+    assert pipe.read() == b"short\n"
+
+
+def test_what_interrupts_a_write_may_log(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    output, write = Output(pipe.start), os.write
+
+    def interrupted(descriptor: int, data: bytes) -> int:
+        if data == b"first\n":
+            output.write(b"second\n")
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", interrupted)
+    output.write(b"first\n")
+    assert pipe.read_until(b"second\n") == b"first\nsecond\n"
+
+
+def test_a_closed_standard_stream_does_not_become_a_connection(start: Start) -> None:
+    process = start.run(["sh", "-c", 'exec "$0" "$@" <&-', *PROBE], {"APP_PROBE_NAME": "probe"}).ready()
+    assert Path(f"/proc/{process.popen.pid}/fd/0").readlink() == Path("/dev/null")
