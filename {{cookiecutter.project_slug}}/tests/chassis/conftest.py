@@ -48,6 +48,17 @@ class Start:
         """Start the probe."""
         return self.run([*PROBE, *arguments], {"APP_PROBE_NAME": "probe", **env})
 
+    def patched(self, limits: Mapping[str, float], **env: str) -> Process:
+        """Start the probe with other constants, such as `server.LINGER`: some limits are too long for a test."""
+        patches = "\n".join(f"{name} = {value!r}" for name, value in limits.items())
+        code = f"""
+import runpy, sys
+from {{ cookiecutter.package_name }}.chassis import admin, server
+{patches}
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
+        return self.run([PROBE[0], "-c", code, PROBE[1]], {"APP_PROBE_NAME": "probe", **env})
+
     def service(self, *arguments: str, **env: str | None) -> Process:
         """Start the service itself."""
         return self.run([*SERVICE, *arguments], {**ENVIRONMENT, **env})
@@ -87,11 +98,13 @@ def _secrets(folder: Path) -> Path:
 
 
 @contextmanager
-def started(tmp_path_factory: pytest.TempPathFactory, **env: str) -> Iterator[Process]:
+def started(
+    tmp_path_factory: pytest.TempPathFactory, limits: Mapping[str, float] | None = None, **env: str
+) -> Iterator[Process]:
     """Start a probe that outlives a test."""
     folder = tmp_path_factory.mktemp("probe")
     with Start(folder, _secrets(folder / "secrets")) as start:
-        yield start(**env).ready()
+        yield (start.patched(limits, **env) if limits else start(**env)).ready()
 
 
 @pytest.fixture

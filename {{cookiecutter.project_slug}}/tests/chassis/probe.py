@@ -108,6 +108,8 @@ async def trouble(request: Request) -> Response:
         raise RuntimeError("boom")
     elif kind == "exit":
         sys.exit(3)
+    elif kind == "cancel":
+        raise asyncio.CancelledError
     elif kind == "library":
         logging.getLogger("a.library").warning("from a %s", "library", extra={"shelf": 3})
         logging.getLogger("a.library").warning("bad %d", "format")
@@ -163,7 +165,8 @@ async def hold(request: Request) -> Response:
 
 
 async def length(request: Request) -> Response:
-    return PlainTextResponse(str(len(await request.body())))
+    size = len(await request.body())
+    return PlainTextResponse(str(size), headers={"X-Seen": " ".join(request.headers)})
 
 
 async def stream(request: Request) -> Response:

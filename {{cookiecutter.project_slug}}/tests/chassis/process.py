@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -36,6 +37,17 @@ def wait_for(condition: Callable[[], T], limit: float = 10.0) -> T:
         assert time.monotonic() < deadline, f"not within {limit} s: {condition}"
         time.sleep(0.005)
     return value
+
+
+def rest(client: socket.socket) -> bytes:
+    """Return all that comes until the other side ends the connection, in whatever way."""
+    received = b""
+    try:
+        while data := client.recv(65536):
+            received += data
+    except ConnectionError:
+        return received
+    return received
 
 
 class Process:
@@ -92,6 +104,16 @@ class Process:
         finally:
             if on is None:
                 connection.close()
+
+    def dial(self) -> socket.socket:
+        """Return a bare connection to the traffic port."""
+        return socket.create_connection(("127.0.0.1", self.port()), timeout=10)
+
+    def send(self, data: bytes) -> bytes:
+        """Send *data* on a connection of its own; return all that comes until the service ends it."""
+        with self.dial() as client:
+            client.sendall(data)
+            return rest(client)
 
     def request_line(self, path: str) -> dict[str, Any]:
         """Wait for the request line of *path*."""

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from .conftest import PROBE, Start
-from .process import Asking, Process, wait_for
+from .process import Asking, Process, rest, wait_for
 
 
 def test_a_slow_request_is_answered_and_then_the_process_ends(own: Process) -> None:
@@ -156,6 +156,15 @@ def test_a_request_whose_headers_end_during_the_stop_is_answered(own: Process) -
         assert late.recv(1000).startswith(b"HTTP/1.1 200")
     assert own.wait() == 0
     slow.join()
+
+
+def test_half_sent_headers_behind_a_request_do_not_cost_its_answer(own: Process) -> None:
+    with own.dial() as client:
+        client.sendall(b"GET /slow?s=0.7 HTTP/1.1\r\nHost: x\r\n\r\nGET / HT")
+        own.line("slow begins")
+        own.signal(signal.SIGTERM)
+        assert rest(client).endswith(b"\r\n\r\ndone")
+    assert own.wait() == 0
 
 
 def test_a_stop_during_the_start_up_ends_it(start: Start) -> None:

@@ -68,6 +68,8 @@ class Metrics:
         )
         registry.register(_LostLines(lost_lines))
         self._children: dict[tuple[str, str, int], Histogram] = {}
+        for reason in ("malformed", "head", "slow", "connections"):
+            self.refused.labels(reason)
         info = Info("app", "What runs here.", registry=registry)
         info.info({**build, "python": platform.python_version()})
 

@@ -10,11 +10,14 @@ import asyncio
 import contextlib
 import contextvars
 import gc
+import fcntl
 import os
 import resource
 import select
 import signal
 import socket
+import struct
+import termios
 import time
 from email.utils import formatdate
 from http import HTTPStatus
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
 # while a request is on its way to it.
 KEEP_ALIVE = 75
 HEADER_TIMEOUT = 20.0
+# Seconds between two looks at the connections.
+ROUND = 1.0
 # Seconds for which a client may bring or take less than this rate, while it is the one that is waited for.
 SLOW_LIMIT = 20.0
 SLOW_RATE = 1000
@@ -118,6 +123,7 @@ class Server:
         self.max_body = settings.http.max_body
         self.max_connections = connections_limit(settings.http.max_connections)
         self.refusing: set[Protocol] = set()
+        self._turned_away = 0
 
     async def run(self) -> int:
         """Start up, serve until a signal asks to stop, drain; return the exit status."""
@@ -193,12 +199,15 @@ class Server:
     def refused(self, reason: str, status: int, client: str | None) -> None:
         """Count and log what was not taken from a client."""
         self._middleware.metrics.refused.labels(reason).inc()
-        if reason != "connections":
+        if reason == "connections":
+            # Told once a round: a flood of clients must not become one of lines.
+            self._turned_away += 1
+        else:
             log.warning("refused", reason=reason, status=status, client=client)
 
     async def _keep_house(self) -> None:
         """Once a second: the Date header, and an end to clients that are too slow."""
-        last, told = time.monotonic(), 0.0
+        last = time.monotonic()
         while True:
             self._state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
             now = time.monotonic()
@@ -208,11 +217,10 @@ class Server:
                 if connection.idle_since is not None and now - connection.idle_since >= KEEP_ALIVE:
                     connection.transport.close()
             last = now
-            refused = self._middleware.metrics.refused.labels("connections")._value.get()
-            if refused > told:
-                log.warning("connections refused", refused=int(refused - told), limit=self.max_connections)
-                told = refused
-            await asyncio.sleep(1)
+            if self._turned_away:
+                log.warning("connections refused", refused=self._turned_away, limit=self.max_connections)
+                self._turned_away = 0
+            await asyncio.sleep(ROUND)
 
     def _connections(self) -> list[Protocol]:
         return [connection for connection in self._state.connections if isinstance(connection, Protocol)]
@@ -391,10 +399,10 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
             return
+        super().on_headers_complete()
         self._header_began = None
         self._brings_body = True
         self._body = 0
-        super().on_headers_complete()
         # Fields after a chunked body would else join the headers, unseen by whoever checked those.
         self.headers = NOWHERE
 
@@ -425,19 +433,27 @@ class Protocol(HttpToolsProtocol):
         if self._unparsed:
             self._parse_more()
 
-    def send_400_response(self, msg: str) -> None:
-        self._refuse("malformed", 400, msg)
-
     def _refuse(self, reason: str, status: int, detail: str, grace: float = LINGER) -> None:
         """Answer what can't be taken, unless another answer would be hit, and end the connection."""
         cycle = self.cycle
-        waits = cycle is not None and not cycle.response_complete
-        self._server.refused(reason, status if not waits else 0, self.client[0] if self.client else None)
-        if waits:
-            if cycle.response_started or not cycle.more_body or self.pipeline:
+        busy = self._is_busy()
+        # When the body of a request is at fault, that one's answer may be this one.
+        if (self._brings_body and (not busy or cycle.response_started or self.pipeline)) or (
+            busy and not self._brings_body
+        ):
+            status = 0
+        self._server.refused(reason, status, self.client[0] if self.client else None)
+        if status == 0:
+            if self._brings_body:
                 self.transport.close()
-                return
-            # It is the body of this very request that is wrong.
+            else:
+                # The requests before it get their answers.
+                self.parser = DEAF  # type: ignore[assignment]
+                self._header_began = None
+                self._unparsed.clear()
+                cycle.keep_alive = False
+            return
+        if busy:
             cycle.disconnected = True
             cycle.message_event.set()
         body = msgspec.json.encode({"status": status, "title": HTTPStatus(status).phrase, "detail": detail})
@@ -454,15 +470,16 @@ class Protocol(HttpToolsProtocol):
 
     def check_pace(self, passed: float) -> None:
         """End the connection if the client has been too slow; *passed* is the seconds since the last check."""
-        brought, (taken, left) = self._body, self._writes.progress()
-        waited = left > 0
-        if self._brings_body and not self.flow.read_paused:
-            waited = waited or not self.cycle.waiting_for_100_continue
-        if not waited:
+        left = self._writes.left()
+        brings = self._brings_body and not (
+            self.flow.read_paused or self.cycle.waiting_for_100_continue or self.transport.is_closing()
+        )
+        if not left and not brings:
             self._slow = 0.0
-        else:
-            moved = abs(brought - self._brought) + taken - self._taken
-            self._slow = max(0.0, self._slow + passed - moved / SLOW_RATE)
+            return
+        brought, taken = self._body, self._writes.taken()
+        moved = abs(brought - self._brought) + taken - self._taken
+        self._slow = max(0.0, self._slow + passed - moved / SLOW_RATE)
         self._brought, self._taken = brought, taken
         if self._slow <= SLOW_LIMIT:
             return
@@ -474,12 +491,21 @@ class Protocol(HttpToolsProtocol):
 
     def waits_for_headers(self, limit: float) -> bool:
         """Whether the headers of a request have been on their way for *limit* seconds or more."""
-        return self._header_began is not None and time.monotonic() - self._header_began >= limit
+        if self._header_began is None:
+            return False
+        if self._is_busy():
+            # They wait for an earlier request's answer, not the other way round.
+            self._header_began = time.monotonic()
+            return False
+        return time.monotonic() - self._header_began >= limit
 
     def shutdown(self) -> None:
         """End the connection after the request that it may be about to bring."""
-        if self._header_began is None:
+        if self._header_began is None or self._is_busy():
             super().shutdown()
+
+    def _is_busy(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
 
 
 class _Nowhere(list[tuple[bytes, bytes]]):
@@ -488,7 +514,14 @@ class _Nowhere(list[tuple[bytes, bytes]]):
     def append(self, _: object) -> None: ...
 
 
+class _Deaf:
+    """A parser that takes nothing in."""
+
+    def feed_data(self, _: object) -> None: ...
+
+
 NOWHERE = _Nowhere()
+DEAF = _Deaf()
 
 
 class Flow(FlowControl):
@@ -549,20 +582,30 @@ class JoinedWrites(asyncio.Transport):
         at once, and the client not see the answer.
         """
         self._flush()
-        if not self.is_closing():
-            self._lingers = True
-            self._transport.write_eof()
-            self._transport.resume_reading()
-            self._loop.call_later(seconds, self._transport.close)
+        self._lingers = True
+        self._transport.write_eof()
+        self._transport.resume_reading()
+        self._loop.call_later(seconds, self._transport.close)
 
     def abort(self) -> None:
         """Close at once, whatever was not sent yet."""
+        self._parts.clear()
         self._transport.abort()
 
-    def progress(self) -> tuple[int, int]:
-        """Return how many bytes the client has taken, and how many wait for it."""
-        left = self._transport.get_write_buffer_size()
-        return self._written - left, left
+    def left(self) -> int:
+        """Return how many bytes wait for room in the kernel's buffer."""
+        return self._transport.get_write_buffer_size()
+
+    def taken(self) -> int:
+        """Return how many bytes the client's side has taken.
+
+        Not how many the kernel has: it asks for more in steps of a third of its buffer, which may be megabytes.
+        """
+        queued = 0
+        with contextlib.suppress(OSError):
+            answer = fcntl.ioctl(self.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+            [queued] = struct.unpack("i", answer)
+        return self._written - self.left() - queued
 
     def _flush(self) -> None:
         if self._parts:
