@@ -174,6 +174,18 @@ def test_an_upgrade_that_nobody_offers_is_answered_as_a_plain_request(probe: Pro
         assert probe.send(head).endswith(b"\r\n\r\n3")
 
 
+def test_connections_between_requests_end_when_it_takes_too_long(start: Start) -> None:
+    process = start.patched({"server.ROUND": 0.02, "server.KEEP_ALIVE": 0.2}).ready()
+    with process.dial() as early, process.dial() as late:
+        early.sendall(GET + b"\r\n")
+        assert rest(early).startswith(b"HTTP/1.1 200")
+        # The answer is there before the body is.
+        late.sendall(b"POST /trouble/nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n")
+        assert late.recv(65536).startswith(b"HTTP/1.1 ")
+        late.sendall(b"abc")
+        assert rest(late) == b""
+
+
 def test_connections_above_the_limit_are_told_and_cost_the_others_nothing(start: Start) -> None:
     limits = {"server.ROUND": 0.02, "server.REFUSALS": 1, "server.REFUSAL_GRACE": 60}
     process = start.patched(limits, APP_HTTP_MAX_CONNECTIONS="3").ready()

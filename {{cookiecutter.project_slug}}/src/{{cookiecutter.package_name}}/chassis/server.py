@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import gc
 import fcntl
+import gc
 import os
 import resource
 import select
