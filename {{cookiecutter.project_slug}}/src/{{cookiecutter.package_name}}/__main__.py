@@ -6,6 +6,13 @@ import sys
 from .chassis import cli
 
 
+def config() -> type:
+    """Import the configuration class."""
+    from .config import Config
+
+    return Config
+
+
 def service() -> cli.Service:
     """Put the parts of the service together."""
     from .app import create_app
@@ -17,7 +24,7 @@ def service() -> cli.Service:
 
 def main() -> None:
     """Run the command line."""
-    sys.exit(cli.main("{{ cookiecutter.project_slug }}", service, sys.argv[1:], os.environ))
+    sys.exit(cli.main("{{ cookiecutter.project_slug }}", service, sys.argv[1:], os.environ, config))
 
 
 if __name__ == "__main__":

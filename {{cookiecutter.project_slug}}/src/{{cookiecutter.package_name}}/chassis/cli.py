@@ -63,12 +63,19 @@ class Service:
         self.informs = informs
 
 
-def main(name: str, load: Callable[[], Service], arguments: Sequence[str], env: Mapping[str, str]) -> int:
+def main(
+    name: str,
+    load: Callable[[], Service],
+    arguments: Sequence[str],
+    env: Mapping[str, str],
+    load_config: Callable[[], type[Any]] | None = None,
+) -> int:
     """Run the command that *arguments* name; return the exit status.
 
     Args:
         name: The service's name.
         load: Imports the service; called only by the commands that need it, since importing takes time.
+        load_config: Imports the configuration class alone, for the commands that need no more.
         arguments: What stands on the command line after the program.
         env: The environment variables.
     """
@@ -84,13 +91,14 @@ def main(name: str, load: Callable[[], Service], arguments: Sequence[str], env: 
     config.add_argument("--force", action="store_true", help="replace files that exist")
     commands.add_parser("healthcheck", help="ask a running instance whether it is ready")
     chosen = parser.parse_args(arguments)
+    load_config = load_config or (lambda: load().config)
     match chosen.command:
         case "healthcheck":
             return healthcheck(env)
         case "check":
-            return check(load(), env)
+            return check(load_config(), env)
         case "config":
-            return show(load(), env, chosen.format, chosen.current, chosen.output, chosen.force)
+            return show(name, load_config(), env, chosen.format, chosen.current, chosen.output, chosen.force)
         case _:
             # PID 1 has no default handlers: without this, a stop in the first moment would go unheard.
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -122,13 +130,13 @@ def healthcheck(env: Mapping[str, str]) -> int:
     return 1
 
 
-def check(service: Service, env: Mapping[str, str]) -> int:
+def check(config: type[Settings], env: Mapping[str, str]) -> int:
     """Print every problem of the configuration; 0 when there is none, else 78 (EX_CONFIG)."""
     from .config import ConfigurationError, load
 
     problems: list[Problem] = []
     try:
-        warnings = load(service.config, env).warnings
+        warnings = load(config, env).warnings
     except ConfigurationError as error:
         problems, warnings = error.problems, error.warnings
     for line in (*problems, *(f"warning: {warning}" for warning in warnings)):
@@ -139,13 +147,21 @@ def check(service: Service, env: Mapping[str, str]) -> int:
     return 0
 
 
-def show(service: Service, env: Mapping[str, str], format: str, current: bool, output: Path | None, force: bool) -> int:
+def show(
+    name: str,
+    config: type[Settings],
+    env: Mapping[str, str],
+    format: str,
+    current: bool,
+    output: Path | None,
+    force: bool,
+) -> int:
     """Print or write every setting in a format; 0 when done, 1 when it can't be, with nothing written."""
     from .config import describe
     from .formats import FORMATS, Page, RefusedError
 
     try:
-        files = FORMATS[format](Page(service.name, describe(service.config, env), current))
+        files = FORMATS[format](Page(name, describe(config, env), current))
     except RefusedError as error:
         return _refuse(*map(str, error.problems))
     if output is None:
