@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib.metadata
 import os
 import signal
 import socket
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
+    from pathlib import Path
 
     import svcs
 
@@ -79,8 +77,14 @@ def main(
         arguments: What stands on the command line after the program.
         env: The environment variables.
     """
+    if [*arguments] == ["healthcheck"]:
+        # An orchestrator asks every few seconds; importing the parser would cost as much again.
+        return healthcheck(env)
+    import argparse
+    from pathlib import Path
+
     parser = argparse.ArgumentParser(prog=name, description=f"Run {name}, or look at how it is configured.")
-    parser.add_argument("--version", action="version", version=importlib.metadata.version(name))
+    parser.add_argument("--version", action="store_true", help="show the version and exit")
     commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
     commands.add_parser("serve", help="answer requests until told to stop (what happens without a command)")
     commands.add_parser("check", help="check configuration and secrets, print every problem")
@@ -91,10 +95,13 @@ def main(
     config.add_argument("--force", action="store_true", help="replace files that exist")
     commands.add_parser("healthcheck", help="ask a running instance whether it is ready")
     chosen = parser.parse_args(arguments)
+    if chosen.version:
+        import importlib.metadata
+
+        print(importlib.metadata.version(name))
+        return 0
     load_config = load_config or (lambda: load().config)
     match chosen.command:
-        case "healthcheck":
-            return healthcheck(env)
         case "check":
             return check(load_config(), env)
         case "config":
@@ -108,10 +115,7 @@ def main(
 
 
 def healthcheck(env: Mapping[str, str]) -> int:
-    """Ask for readiness on the admin port; 0 when ready, 1 when not.
-
-    By hand and without the configuration classes: an orchestrator runs this every few seconds.
-    """
+    """Ask for readiness on the admin port, by hand and without the configuration classes; 0 when ready, 1 when not."""
     host = env.get("APP_ADMIN_HOST", "127.0.0.1")
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     port = env.get("APP_ADMIN_PORT", "8001")
