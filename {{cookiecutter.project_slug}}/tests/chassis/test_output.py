@@ -156,13 +156,23 @@ def test_what_interrupts_a_write_may_log(pipe: Pipe, monkeypatch: pytest.MonkeyP
     output, write = Output(pipe.start), os.write
 
     def interrupted(descriptor: int, data: bytes) -> int:
-        if data == b"first\n":
-            output.write(b"second\n")
+        if data.startswith(b"first\n"):
+            output.write(b"third\n")
         return write(descriptor, data)
 
     monkeypatch.setattr(os, "write", interrupted)
-    output.write(b"first\n")
-    assert pipe.read_until(b"second\n") == b"first\nsecond\n"
+    output.write_soon(b"first\n", lambda _: None)
+    output.write(b"second\n")
+    assert pipe.read_until(b"third\n") == b"first\nsecond\nthird\n"
+
+
+def test_what_a_file_takes_in_part_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    sizes = iter([3])
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[: next(sizes, None)]))
+    with (tmp_path / "log").open("wb") as file:
+        Output(file.fileno()).write(b"first\n")
+    assert (tmp_path / "log").read_bytes() == b"fir\nfirst\n"
 
 
 def test_a_closed_standard_stream_does_not_become_a_connection(start: Start) -> None:

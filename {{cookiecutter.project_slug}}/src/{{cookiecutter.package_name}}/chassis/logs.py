@@ -47,12 +47,14 @@ REQUEST: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("req
 
 def configure(level: str, format: str) -> None:
     """Send everything that is logged to stdout, from *level* on, as ``json`` or ``console`` lines."""
-    render: list[Processor] = [structlog.processors.format_exc_info, _json_line]
+    render: list[Processor] = [structlog.processors.format_exc_info]
+    # The standard library's formatters have to return text.
+    last, last_of_handler = [_json_bytes], [_json_line]
     global _console
     _console = format == "console" or (format == "auto" and os.isatty(1))
     if _console:
         console = structlog.dev.ConsoleRenderer(colors=os.isatty(1), exception_formatter=structlog.dev.plain_traceback)
-        render = [_printable, console]
+        render, last, last_of_handler = [_printable, console], [], []
     shared: list[Processor] = [structlog.contextvars.merge_contextvars, _begin]
     structlog.configure(
         processors=[
@@ -61,6 +63,7 @@ def configure(level: str, format: str) -> None:
             *shared,
             structlog.processors.StackInfoRenderer(),
             *render,
+            *last,
         ],
         wrapper_class=structlog.stdlib.BoundLogger,
         logger_factory=_Logger,
@@ -70,7 +73,7 @@ def configure(level: str, format: str) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.ExtraAdder(), *shared],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render, *last_of_handler],
         )
     )
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
@@ -83,9 +86,11 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
     return logger
 
 
-def write(line: str) -> None:
+def write(line: str | bytes) -> None:
     """Put one whole line on stdout."""
-    output().write(line.encode("utf-8", "backslashreplace") + b"\n")
+    if isinstance(line, str):
+        line = line.encode("utf-8", "backslashreplace")
+    output().write(line + b"\n")
 
 
 @functools.cache
@@ -170,7 +175,7 @@ class _Logger:
         self.name = name
         self.getEffectiveLevel = logging.getLogger(name).getEffectiveLevel
 
-    def debug(self, line: str) -> None:
+    def debug(self, line: str | bytes) -> None:
         write(line)
 
     info = warning = error = critical = exception = debug
@@ -192,11 +197,7 @@ def _begin(logger: Any, method: str, event: EventDict) -> EventDict:
     """Put what every line begins with first, and what the lines of a request have in common last."""
     record = event.get("_record")
     line = _beginning(_LEVELS.get(method, method), logger.name if record is None else record.name, event["event"])
-    for name, value in event.items():
-        line.setdefault(name, value)
-    for name, value in REQUEST.get(_NONE).items():
-        line.setdefault(name, value)
-    return line
+    return {**line, **event, **REQUEST.get(_NONE), **event, **line}
 
 
 def _beginning(level: str, logger: str, event: object) -> EventDict:
@@ -214,6 +215,10 @@ def _beginning(level: str, logger: str, event: object) -> EventDict:
 
 def _json_line(_logger: object, _method: str, event: EventDict) -> str:
     return _json(event).decode()
+
+
+def _json_bytes(_logger: object, _method: str, event: EventDict) -> bytes:
+    return _json(event)
 
 
 def _json(event: EventDict) -> bytes:

@@ -71,6 +71,15 @@ class Output:
     def write(self, line: bytes) -> None:
         """Write one *line*, its end included, now or as soon as the reader lets it."""
         with self._lock:
+            idle = self._thread is None and not (self._queue or self._writing or self._torn or self._failing)
+            if idle and len(line) <= self._at_once and self._poll(0):
+                # The usual case, by the shortest way.
+                try:
+                    if os.write(self._descriptor, line) == len(line):
+                        return
+                    self._torn = True
+                except OSError:
+                    pass
             self._keep(line)
         self.write_kept()
 
