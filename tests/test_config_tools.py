@@ -995,7 +995,7 @@ def test_confd_knows_all_that_is_in_its_files(project: Project, tmp_path: Path) 
 def test_systemd_accepts_the_unit_with_the_drop_in(bake: Bake, project: Project, open_folder: Path) -> None:
     analyze = tool("systemd-analyze")
     baked = bake(deploy_to="systemd")
-    unit = next((baked.path / "deploy/systemd").iterdir())
+    (unit,) = (baked.path / "deploy/systemd").glob("*@.service")
     # The service is not installed here.
     text = re.sub(r"^ExecStart=.*", "ExecStart=/bin/true", unit.read_text(), flags=re.M)
     (open_folder / unit.name).write_text(text)

@@ -28,7 +28,7 @@ class Notifier:
     def __init__(self, env: Mapping[str, str]) -> None:
         self._address = env.get("NOTIFY_SOCKET", "")
         # As sd_watchdog_enabled(3) advises: twice in the time after which the manager gives up.
-        self._every = int(env.get("WATCHDOG_USEC", "0")) / 2_000_000
+        self._every = int(env.get("WATCHDOG_USEC") or 0) / 2_000_000
         self._due = 0.0
 
     def state(self, state: State) -> None:
