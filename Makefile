@@ -15,7 +15,8 @@ lint: .venv/ready  ## all that .pre-commit-config.yaml lists
 deps: .venv/ready  ## let all version ranges take in the newest releases, if the tests pass; ONLY=NAME for one
 	@$(VENV)/python scripts/deps.py $(if $(ONLY),--only $(ONLY))
 
-bench: .venv/ready  ## what scraping and probing cost, in throughput; needs wrk
+bench: .venv/ready  ## what the chassis costs, and what scraping and probing it does; needs wrk, hey, haproxy
+	@$(VENV)/python benchmarks/table.py $(if $(JSON),--json $(JSON))
 	@$(VENV)/python benchmarks/introspection.py
 
 soak: .venv/ready  ## 20 rolling restarts behind each balancer, under load: the table of docs/load-balancers.md

@@ -6,9 +6,7 @@ one look a second costs. So there are many looks a second, and what they cost to
 """
 
 import argparse
-import os
 import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -17,40 +15,25 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from urllib.request import urlopen
 
-TEMPLATE = Path(__file__).parents[1]
+from common import Round, bake, cpu_seconds, environment, load, needed, spread
+
 START_SECONDS = 60
 LOOKS = 500
-
-
-def needed(name: str) -> str:
-    beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    if found := shutil.which(name, path=beside):
-        return found
-    sys.exit(f"{name} is missing (Debian: apt install {name}; uv: make .venv/ready)")
-
-
-def bake(folder: Path) -> Path:
-    command = (sys.executable, "-m", "cookiecutter", "--no-input", "--default-config", "-o", folder, TEMPLATE)
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    project = next(folder.iterdir())
-    subprocess.run((needed("uv"), "sync", "--quiet", "--no-dev"), cwd=project, check=True)
-    return project
+CONNECTIONS = 32
 
 
 @contextmanager
 def running(project: Path, log: Path) -> Iterator[tuple[int, str, str]]:
     """Run the service on free ports; give its process id and the addresses of both ports, traffic first."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("APP_", "PORT"))}
-    ports = {"APP_HTTP_PORT": "0", "APP_ADMIN_PORT": "0", "APP_LOG_FORMAT": "json"}
+    env = environment(APP_HTTP_PORT="0", APP_ADMIN_PORT="0", APP_LOG_FORMAT="json")
     package = next((project / "src").iterdir()).name
     with log.open("wb") as out:
         service = subprocess.Popen(
-            (project / ".venv/bin/python", "-m", package), cwd=project, env=inherited | ports, stdout=out
+            (project / ".venv/bin/python", "-m", package), cwd=project, env=env, stdout=out
         )
     try:
         deadline = time.monotonic() + START_SECONDS
@@ -96,35 +79,6 @@ def looked_at(admin: str, looks: int) -> Iterator[list[float]]:
         thread.join()
 
 
-@dataclass(frozen=True)
-class Round:
-    """What one round of load came to: requests a second, and the service's CPU seconds for one request."""
-
-    rate: float
-    cpu: float
-
-
-def cpu_seconds(process: int) -> float:
-    """Return what a process has used so far, all its threads together."""
-    after_name = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def load(process: int, url: str, seconds: int) -> Round:
-    command = (needed("wrk"), "-t1", "-c32", f"-d{seconds}s", url)
-    before = cpu_seconds(process)
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    used = cpu_seconds(process) - before
-    if "Non-2xx" in done.stdout or "Socket errors" in done.stdout:
-        sys.exit(f"not all requests were answered well:\n{done.stdout}")
-    rate, count = (
-        re.search(pattern, done.stdout) for pattern in (r"Requests/sec:\s+([\d.]+)", r"(\d+) requests in")
-    )
-    assert rate is not None
-    assert count is not None
-    return Round(float(rate[1]), used / int(count[1]))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="The cost of scraping and probing, as a share of throughput."
@@ -139,13 +93,17 @@ def main() -> None:
         project = bake(Path(folder) / "project")
         with running(project, Path(folder) / "log") as (process, http, admin):
             url = f"{http}/greetings/you"
-            load(process, url, 3)
-            alone, looked, looks = [load(process, url, options.seconds)], list[Round](), list[float]()
+            load(process, url, 3, CONNECTIONS)
+            alone, looked, looks = (
+                [load(process, url, options.seconds, CONNECTIONS)],
+                list[Round](),
+                list[float](),
+            )
             for number in range(options.rounds):
                 with looked_at(admin, options.looks) as took:
-                    looked.append(load(process, url, options.seconds))
+                    looked.append(load(process, url, options.seconds, CONNECTIONS))
                 looks += took
-                alone.append(load(process, url, options.seconds))
+                alone.append(load(process, url, options.seconds, CONNECTIONS))
                 around = f"{alone[-2].rate:.0f} and {alone[-1].rate:.0f}/s"
                 print(f"{number + 1}: alone {around}, looked at {looked[-1].rate:.0f}/s", flush=True)
             before = cpu_seconds(process)
@@ -164,11 +122,6 @@ def main() -> None:
     print(f"one look a second costs:            {cost:.2%} of throughput")
     print(f"a scrape and a probe under this load: median {statistics.median(looks) * 1000:.0f} ms")
     print(f"a scrape and a probe take {look * 1000:.2f} ms of CPU: {look:.2%} of one core at one a second")
-
-
-def spread(ratios: list[float]) -> str:
-    low, median, high = statistics.quantiles(ratios, n=4)
-    return f"median {median:.3f}, half in {low:.3f}-{high:.3f}, all in {min(ratios):.3f}-{max(ratios):.3f}"
 
 
 if __name__ == "__main__":
