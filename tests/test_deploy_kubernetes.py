@@ -72,6 +72,17 @@ def monitored(
     return list(yaml.safe_load_all(kustomize(file.parent)))
 
 
+@pytest.fixture(scope="module")
+def in_kind(
+    project: Project, kustomize: Callable[[Path], str], tmp_path_factory: pytest.TempPathFactory
+) -> list[Object]:
+    """The overlay for the cluster that `.github/workflows/kind.yml` makes."""
+    copy = tmp_path_factory.mktemp("kind") / "kubernetes"
+    shutil.copytree(project.path / "deploy/kubernetes", copy)
+    shutil.copytree(ROOT / ".github/kind", copy / "overlays/kind")
+    return list(yaml.safe_load_all(kustomize(copy / "overlays/kind")))
+
+
 def of_kind(objects: list[Object], kind: str) -> Object:
     (found,) = (each for each in objects if each["kind"] == kind)
     return found
@@ -140,12 +151,25 @@ def test_all_parts_fit_each_other(
     assert (len(admin["ports"]), "namespaceSelector" in admin["from"][0]) == (1, True)
 
 
+def test_the_workflows_cluster_has_the_port_that_is_asked(in_kind: list[Object]) -> None:
+    (port,) = of_kind(in_kind, "Service")["spec"]["ports"]
+    cluster = yaml.safe_load((ROOT / ".github/kind/cluster.yaml").read_text())
+    ((mapping,),) = (node["extraPortMappings"] for node in cluster["nodes"] if "extraPortMappings" in node)
+    assert port["nodePort"] == mapping["containerPort"]
+    workflow = (ROOT / ".github/workflows/kind.yml").read_text()
+    assert f"under_load.py {mapping['hostPort']} " in workflow
+    name = of_kind(in_kind, "Deployment")["metadata"]["name"]
+    script = (ROOT / ".github/kind/rolling-update").read_text()
+    assert f"deployment/{name} " in script
+    assert f"service={container(in_kind)['image'].rpartition(':')[0]}:" in script
+
+
 def test_the_three_newest_versions_of_the_api_take_them(
-    project: Project, base: list[Object], monitored: list[Object]
+    base: list[Object], monitored: list[Object], in_kind: list[Object]
 ) -> None:
     for version in sorted(kubernetes_validate.utils.all_versions(), key=Version)[-3:]:
         unknown = set()
-        for each in base + monitored:
+        for each in base + monitored + in_kind:
             try:
                 kubernetes_validate.validate(each, version, strict=True)
             except kubernetes_validate.SchemaNotFoundError:
