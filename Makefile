@@ -7,7 +7,7 @@ demo: .venv/ready  ## bake the default service and run it
 	@$(VENV)/python scripts/demo.py
 
 test: .venv/ready  ## everything, the slow tests too
-	$(VENV)/python -m pytest
+	$(VENV)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/ready  ## all that .pre-commit-config.yaml lists
 	@$(VENV)/pre-commit run --all-files --show-diff-on-failure

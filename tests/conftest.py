@@ -37,6 +37,26 @@ COMBINATIONS: Mapping[str, Mapping[str, str]] = {
 }
 
 
+class Shown:
+    """Puts what a test recorded as "shown" on the terminal, from whatever worker it comes."""
+
+    def __init__(self, terminal: Any) -> None:
+        self._terminal = terminal
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "teardown":
+            for name, line in report.user_properties:
+                if name == "shown":
+                    self._terminal.ensure_newline()
+                    self._terminal.write_line(line)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if terminal := config.pluginmanager.get_plugin("terminalreporter"):
+        config.pluginmanager.register(Shown(terminal))
+
+
 class RefusedError(Exception):
     """The answers were not taken; the words are what the person sees."""
 

@@ -232,12 +232,12 @@ def stack(
 
 
 @pytest.fixture(autouse=True)
-def shown(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
-    """Print the counts where people see them."""
+def shown(record_property: Callable[[str, object], None]) -> Iterator[None]:
+    """Show the counts where people see them."""
     before = len(ROWS)
     yield
-    with capfd.disabled():
-        print("".join(f"\n{row}" for row in ROWS[before:]), end="", flush=True)
+    for row in ROWS[before:]:
+        record_property("shown", row)
 
 
 def test_an_empty_swarm_comes_to_answer(stack: Stack) -> None:
