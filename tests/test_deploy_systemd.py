@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from conftest import Project, clean_environment, tool
+from conftest import ROOT, Project, clean_environment, tool
 from load import Load
 from service import Service, wait_for
 from test_rolling_restart import APP, BALANCERS, ask, free_ports, project  # noqa: F401
@@ -141,6 +141,36 @@ def test_every_name_and_time_is_one_of_the_config_classes(
     for port, admin in lines:
         env = environment(unit, port)
         assert (env["APP_HTTP_PORT"], env["APP_ADMIN_PORT"]) == (port, admin)
+
+
+def commands(title: str) -> str:
+    """The commands of a section of the page."""
+    page = (ROOT / "docs/deploy-systemd.md").read_text()
+    found = re.search(rf"^### {title}\n.*?^```sh\n(.*?)^```", page, flags=re.M | re.S)
+    assert found, title
+    return found[1]
+
+
+def test_a_version_is_installed_as_the_page_says(
+    project: Project,  # noqa: F811
+    uv: Path,
+    unit: dict[str, list[str]],
+    tmp_path: Path,
+) -> None:
+    script = commands("Build") + commands("Install a version")
+    for there, here in (("/opt", f"{tmp_path}/opt"), ("/usr/bin/python3", sys.executable)):
+        assert there in script
+        script = script.replace(there, here)
+    project.run("bash", "-euc", script, PATH=f"{uv.parent}:{os.environ['PATH']}")
+    program = Path(f"{tmp_path}{unit['ExecStart'][0]}")
+    assert project.run(program, "check") == "ok\n"
+    # It runs what was locked and built, not the working copy.
+    where = project.run(
+        program.parent / "python", "-c", f"import {project.package} as p; print(p.__file__, p.__cached__)"
+    )
+    source, compiled = map(Path, where.split())
+    assert source.is_relative_to(tmp_path)
+    assert compiled.is_file()
 
 
 class Unit(Service):
