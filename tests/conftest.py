@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -188,3 +188,34 @@ def tool(name: str) -> Path:
 @pytest.fixture(scope="session")
 def uv() -> Path:
     return tool("uv")
+
+
+def _render(cookies: Any, uv: Path, factory: pytest.TempPathFactory, **answers: str) -> Project:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(factory.mktemp("no-tools")))
+        result = cookies.bake(extra_context=answers, template=str(ROOT))
+    assert result.exception is None, result
+    project = Project(result.project_path, result.context)
+    project.run(uv, "sync", "--quiet")
+    return project
+
+
+@pytest.fixture(scope="session")
+def rendered(cookies_session: Any, uv: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The default service, with its environment; not to be changed."""
+    return _render(cookies_session, uv, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def fastapi(cookies_session: Any, uv: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The same with FastAPI."""
+    return _render(cookies_session, uv, tmp_path_factory, web_framework="fastapi")
+
+
+@pytest.fixture(scope="module")
+def world(rendered: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """What starts hostile services (tests/hostile/world.py)."""
+    from world import world_of
+
+    with world_of(rendered, tmp_path_factory.mktemp("world")) as world:
+        yield world

@@ -101,7 +101,8 @@ def create_app(config: Config, registry: svcs.Registry) -> FastAPI:
         try:
             return Greeting(text=greet(name, clock.now(), config.greeting.evening))
         except ValueError as error:
-            raise HTTPException(422, str(error)) from None
+            # In the shape that the OpenAPI document says a 422 has.
+            raise HTTPException(422, [{"loc": ["name"], "msg": str(error), "type": "value_error"}]) from None
 
     @app.get("/greetings/{name}", dependencies=[Depends(authorised)])
     async def greet_by_path(name: str, services: Annotated[svcs.Container, Depends(container)]) -> Greeting:

@@ -30,7 +30,7 @@ class Answer:
         return json.loads(self.body)
 
 
-def wait_for(condition: Callable[[], T], limit: float = 10.0) -> T:
+def wait_for(condition: Callable[[], T], limit: float = 30.0) -> T:
     """Return the first true value of *condition*; fail when there is none within *limit* seconds."""
     deadline = time.monotonic() + limit
     while not (value := condition()):
@@ -82,7 +82,7 @@ class Process:
 
     def connect(self, name: str = "http") -> http.client.HTTPConnection:
         """Return a connection that is kept until the end of the test."""
-        self._connections.append(http.client.HTTPConnection("127.0.0.1", self.port(name), timeout=10))
+        self._connections.append(http.client.HTTPConnection("127.0.0.1", self.port(name), timeout=30))
         return self._connections[-1]
 
     def ask(
@@ -96,7 +96,7 @@ class Process:
         on: http.client.HTTPConnection | None = None,
     ) -> Answer:
         """Send one request, on a connection of its own unless *on* is given."""
-        connection = on or http.client.HTTPConnection("127.0.0.1", self.port(port), timeout=10)
+        connection = on or http.client.HTTPConnection("127.0.0.1", self.port(port), timeout=30)
         try:
             connection.request(method, path, body=body, headers=dict(headers or {}))
             response = connection.getresponse()
@@ -107,7 +107,7 @@ class Process:
 
     def dial(self) -> socket.socket:
         """Return a bare connection to the traffic port."""
-        return socket.create_connection(("127.0.0.1", self.port()), timeout=10)
+        return socket.create_connection(("127.0.0.1", self.port()), timeout=30)
 
     def send(self, data: bytes) -> bytes:
         """Send *data* on a connection of its own; return all that comes until the service ends it."""
@@ -128,7 +128,7 @@ class Process:
         os.kill(self.popen.pid, number)
         return time.monotonic()
 
-    def wait(self, limit: float = 10.0) -> int:
+    def wait(self, limit: float = 30.0) -> int:
         """Wait for the end; return the exit status."""
         return self.popen.wait(limit)
 

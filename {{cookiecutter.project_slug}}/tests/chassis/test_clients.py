@@ -32,7 +32,7 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
 
 def refusals(process: Process, reason: str) -> int:
     """Return how often clients were refused for *reason*."""
-    series = f'http_server_refusals_total{{"{{"}}reason="{reason}"{{"}}"}} '
+    series = 'http_server_refusals_total{reason="' + reason + '"} '
     [line] = [line for line in process.ask("/metrics", port="admin").body.decode().splitlines() if series in line]
     return int(float(line.split()[-1]))
 
@@ -71,6 +71,7 @@ def test_a_request_has_one_valid_host(probe: Process, hosts: bytes) -> None:
     assert answer.startswith(b"HTTP/1.1 400")
     assert b"one valid Host" in answer
     assert probe.send(b"GET /trouble/nothing HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200")
+    assert probe.send(b"GET /trouble/nothing\r\n\r\n").startswith(b"HTTP/1.1 400")
 
 
 def test_what_is_bad_behind_a_request_does_not_cost_its_answer(probe: Process) -> None:

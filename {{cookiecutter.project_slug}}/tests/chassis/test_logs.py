@@ -157,3 +157,9 @@ def test_a_reader_that_has_gone_costs_no_request(start: Start) -> None:
         assert process.ask("/trouble/nothing").status == 200
     assert process.stop() == 0
     assert process.err.read_text() == ""
+
+
+def test_exceptions_that_nobody_waits_for_are_counted(own: Process) -> None:
+    assert b"uncaught_exceptions_total 0.0" in own.ask("/metrics", port="admin").body
+    own.ask("/trouble/task")
+    assert b"uncaught_exceptions_total 1.0" in own.ask("/metrics", port="admin").body

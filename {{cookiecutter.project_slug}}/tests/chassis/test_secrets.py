@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from {{ cookiecutter.package_name }}.chassis.secrets import Secret, SecretNotSetError, Secrets
+from {{ cookiecutter.package_name }}.chassis.secrets import Secret, SecretNotSetError, Secrets, Values
 
 from .conftest import Start
 from .process import Process, wait_for
@@ -67,6 +67,7 @@ def test_a_secret_prints_as_secret_and_can_not_be_copied(tmp_path: Path) -> None
     assert store.reload() == (True, {})
     secret = Secret("key", store)
     assert [str(secret), repr(secret), f"{secret}", repr([secret])] == ["<secret>"] * 3 + ["[<secret>]"]
+    assert f"{store.values}" == "<secrets>"
     assert secret.reveal() == "hunter2"
     with pytest.raises(TypeError, match="can't be pickled or copied"):
         copy.copy(secret)
@@ -146,9 +147,9 @@ def test_a_set_that_changes_while_it_is_read_is_never_mixed(tmp_path: Path) -> N
     seen: list[str] = []
 
     class Busy(Secrets):
-        def read(self) -> tuple[dict[str, str], dict[str, str]]:
+        def read(self) -> tuple[Values, dict[str, str]]:
             value = seen.pop(0)
-            return ({"a": value}, {}) if value else ({}, {"a": "gone"})
+            return (Values(a=value), {}) if value else (Values(), {"a": "gone"})
 
     store = Busy(tmp_path, required=["a"], optional=[])
     for reads, outcome in [

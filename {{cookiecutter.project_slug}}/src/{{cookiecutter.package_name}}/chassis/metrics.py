@@ -70,6 +70,11 @@ class Metrics:
         self._children: dict[tuple[str, str, int], Histogram] = {}
         for reason in ("malformed", "head", "slow", "connections"):
             self.refused.labels(reason)
+        self.uncaught = Counter(
+            "uncaught_exceptions",
+            "Exceptions of tasks and callbacks that nobody waits for; each is a line in the log.",
+            registry=registry,
+        )
         info = Info("app", "What runs here.", registry=registry)
         info.info({**build, "python": platform.python_version()})
 

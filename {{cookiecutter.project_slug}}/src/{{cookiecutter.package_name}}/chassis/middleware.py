@@ -166,7 +166,7 @@ class Request:
         middleware.traffic.in_flight.add(self)
         try:
             if self._bad_host:
-                await self._answer(400, detail="A request needs one valid Host.")
+                await self._answer(400, [(b"connection", b"close")], detail="A request needs one valid Host.")
             elif self.scope["path"] == "/-/ready":
                 await self._ready()
             elif middleware.health.state == "starting" and not await self._started():
@@ -192,7 +192,7 @@ class Request:
                 hosts += 1
                 self._bad_host = self._bad_host or not is_host(value)
         # https://www.rfc-editor.org/rfc/rfc9112#section-3.2-6
-        self._bad_host = self._bad_host or hosts > 1 or (hosts == 0 and self.scope["http_version"] == "1.1")
+        self._bad_host = self._bad_host or hosts > 1 or (hosts == 0 and self.scope["http_version"] != "1.0")
         request_id = request_id or b"%032x" % _ids.getrandbits(128)
         self.request_id = request_id.decode()
         self._headers.append((b"x-request-id", request_id))

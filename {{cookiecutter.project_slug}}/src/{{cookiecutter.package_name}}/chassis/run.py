@@ -7,7 +7,8 @@ import gc
 import importlib.metadata
 import os
 import platform
-from typing import TYPE_CHECKING
+import signal
+from typing import TYPE_CHECKING, Any
 
 import svcs
 import uvloop
@@ -37,6 +38,10 @@ log = logs.get_logger("service")
 def run(load_service: Callable[[], Service], env: Mapping[str, str]) -> int:
     """Serve until a signal asks to stop; return the exit status."""
     ensure_standard_streams()
+    # A reload must not end what has not started yet, and PID 1 of a container has no default to end by.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(0))
     logs.configure("info", env.get("APP_LOG_FORMAT", "auto").lower())
     service = load_service()
     try:
@@ -84,6 +89,7 @@ async def _serve(
     traffic = Traffic()
     build = {"name": service.name, "version": version, "revision": config.build.revision or ""}
     metrics = Metrics(build, lambda: len(traffic.in_flight), lambda: logs.output().lost)
+    asyncio.get_running_loop().set_exception_handler(_counted(metrics))
     watchdog = Watchdog(health, lambda: traffic.running(health.loop))
     beat = asyncio.create_task(health.heartbeat(metrics.lag.observe, watchdog.beat, notifier.beat))
     admin.serve(
@@ -115,6 +121,16 @@ async def _serve(
         beat.cancel()
         watchdog.stop()
         await registry.aclose()
+
+
+def _counted(metrics: Metrics) -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
+    """Return what the event loop tells of exceptions that nobody catches: it counts them, and has them logged."""
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        metrics.uncaught.inc()
+        loop.default_exception_handler(context)
+
+    return handle
 
 
 async def _watch_secrets(secrets: Secrets, every: float, now: asyncio.Event, fixed: list[str]) -> None:

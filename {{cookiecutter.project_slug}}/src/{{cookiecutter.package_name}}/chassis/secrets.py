@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
 MAX_BYTES = 1024 * 1024
 
@@ -57,6 +57,13 @@ class Secret:
         raise TypeError("a secret can't be pickled or copied")
 
 
+class Values(dict[str, str]):
+    """The values of secrets, by name; it prints as what they are, so that no traceback or dump shows them."""
+
+    def __repr__(self) -> str:
+        return "<secrets>"
+
+
 class Secrets:
     """The files in one directory that are this service's secrets, and their values as one set."""
 
@@ -66,13 +73,13 @@ class Secrets:
         self.directory = directory
         self._optional = frozenset(optional)
         self.names = sorted({*required, *self._optional})
-        self.values: Mapping[str, str] = {}
+        self.values = Values()
         # When each value was last taken over, in seconds since 1970.
         self.changed: dict[str, float] = {}
 
-    def read(self) -> tuple[dict[str, str], dict[str, str]]:
+    def read(self) -> tuple[Values, dict[str, str]]:
         """Read all files; return the values, and what is wrong, by the names of the secrets."""
-        values, problems = {}, {}
+        values, problems = Values(), dict[str, str]()
         for name in self.names:
             path = self.directory / name
             try:
@@ -104,7 +111,7 @@ class Secrets:
         self.take(values)
         return True, {}
 
-    def take(self, values: Mapping[str, str]) -> None:
+    def take(self, values: Values) -> None:
         """Use *values* from now on."""
         now = time.time()
         for name in self.names:

@@ -130,7 +130,8 @@ class Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             # Not loop.add_signal_handler: a second signal must work while the event loop is stuck.
             signal.signal(number, self._handle_exit)
-        self._loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        # Nor for this: the loop would take its handler away when it closes, and a late SIGHUP end the process.
+        signal.signal(signal.SIGHUP, lambda *_: self._tell(self._on_hangup))
         lifespan = Lifespan(self._middleware.app)
         config = uvicorn.Config(
             self._middleware,
@@ -179,7 +180,12 @@ class Server:
         if len(self._signals) > 1:
             output().flush(HURRIED_FLUSH)
             os._exit(128 + number)
-        self._loop.call_soon_threadsafe(self._begin_to_stop)
+        self._tell(self._begin_to_stop)
+
+    def _tell(self, what: Callable[[], None]) -> None:
+        """Call *what* in the event loop, while there is one."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(what)
 
     def _begin_to_stop(self) -> None:
         self._health.state = "draining"
@@ -336,7 +342,7 @@ class Protocol(HttpToolsProtocol):
             self._writes.abort()
             return
         self._server.refusing.add(self)
-        self._refuse("connections", 503, "The service has as many connections as it may have.", REFUSAL_GRACE)
+        self._refuse("connections", 503, "The service has as many connections as it may have.")
 
     def is_crowded(self) -> bool:
         """Whether there are requests that wait for the answers of earlier ones on this connection."""
@@ -433,7 +439,7 @@ class Protocol(HttpToolsProtocol):
         if self._unparsed:
             self._parse_more()
 
-    def _refuse(self, reason: str, status: int, detail: str, grace: float = LINGER) -> None:
+    def _refuse(self, reason: str, status: int, detail: str) -> None:
         """Answer what can't be taken, unless another answer would be hit, and end the connection."""
         cycle = self.cycle
         busy = self._is_busy()
@@ -466,7 +472,7 @@ class Protocol(HttpToolsProtocol):
             *([b"retry-after: 1"] if status == 503 else []),
         ]
         self.transport.write(b"\r\n".join([*lines, b"", body]))
-        self._writes.linger(grace)
+        self._writes.linger(REFUSAL_GRACE if reason == "connections" else LINGER)
 
     def check_pace(self, passed: float) -> None:
         """End the connection if the client has been too slow; *passed* is the seconds since the last check."""
