@@ -1,4 +1,4 @@
-.PHONY: demo test lint deps bench soak clean
+.PHONY: demo test lint deps bench soak hostile clean
 .DEFAULT_GOAL := test
 
 VENV := .venv/bin
@@ -21,6 +21,9 @@ bench: .venv/ready  ## what the chassis costs, and what scraping and probing it 
 
 soak: .venv/ready  ## 20 rolling restarts behind each balancer, under load: the table of docs/load-balancers.md
 	@ROLLING_ROUNDS=20 $(VENV)/python -m pytest -q tests/test_rolling_restart.py
+
+hostile: .venv/ready  ## the tests of docs/reliability.md with ten times as many examples
+	@HOSTILE_SCALE=10 $(VENV)/python -m pytest -q tests/hostile
 
 clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,191 @@
+"""Faults around the service and in it: it says so, keeps what it can, and ends only as it should."""
+
+import contextlib
+import random
+import signal
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+from service import Service, free_port, wait_for
+from world import SCALE, Behaved, World, dial, rest, statuses
+
+pytestmark = pytest.mark.slow
+
+SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
+
+
+def state(service: Service) -> tuple[int, int, int]:
+    """Return the status codes of readiness on both ports, and of liveness."""
+    asked = [(service.http, "/-/ready"), (service.admin, "/-/ready"), (service.admin, "/-/healthy")]
+    first, second, third = (service.ask(port, path)[0] for port, path in asked)
+    return first, second, third
+
+
+def is_in(service: Service, wanted: tuple[int, int, int]) -> bool:
+    return state(service) == wanted
+
+
+def test_a_dependency_that_hangs_refuses_or_flaps_moves_readiness_only(world: World) -> None:
+    service = world.start(APP_HEALTH_CHECK_TIMEOUT="0.3").started()
+    behaved = Behaved(service)
+    stop = threading.Event()
+    seen: set[int] = set()
+
+    def probes() -> None:
+        while not stop.wait(0.005):
+            seen.add(service.ask(service.http, "/-/ready")[0])
+            assert service.ask(service.admin, "/-/healthy")[0] == 200
+
+    crowd = [threading.Thread(target=probes) for _ in range(4)]
+    asked = int(service.ask(service.http, "/gate/gate")[1])
+    began = time.monotonic()
+    for prober in crowd:
+        prober.start()
+    try:
+        for mode, status in (("hang", 503), ("open", 200), ("shut", 503), ("open", 200)):
+            assert service.ask(service.http, f"/gate/gate?mode={mode}")[0] == 200
+            wait_for(partial(is_in, service, (status, status, 200)), f"{status} by {mode}")
+            behaved.asks()
+        for number in range(40):
+            service.ask(service.http, f"/gate/gate?mode={('open', 'shut')[number % 2]}")
+            behaved.asks()
+    finally:
+        stop.set()
+        for prober in crowd:
+            prober.join()
+    # A run a second at most, however many ask.
+    runs = int(service.ask(service.http, "/gate/gate")[1]) - asked
+    assert runs <= time.monotonic() - began + 2
+    assert seen == {200, 503}
+
+
+@pytest.mark.parametrize("seed", range(6 * SCALE))
+def test_signals_in_any_order_at_any_stage_end_it_as_they_should(world: World, seed: int) -> None:
+    chance = random.Random(seed)
+    stage = ("born", "starting", "ready", "draining")[seed % 4]
+    starting = stage == "starting"
+    service = world.start(
+        APP_PROBE_START_DELAY="1" if starting else "0", APP_DRAIN_DELAY="0" if starting else "1"
+    )
+    if stage == "ready":
+        service.started()
+    elif stage == "starting":
+        wait_for(lambda: service.lines("listening"), "the listeners")
+    elif stage == "draining":
+        service.started()
+        service.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: service.lines("draining"), "the drain")
+    else:
+        # When it begins to run our code is not to be seen from outside; it is somewhere in its imports.
+        wait_for(lambda: "app.py" in _command(service), "the program")
+        time.sleep(chance.uniform(0, 0.4))
+    sent = chance.choices(SIGNALS, k=chance.randint(1, 5))
+    for number in sent:
+        service.process.send_signal(number)
+        time.sleep(chance.choice((0.0, 0.01, 0.05)))
+    ends = [number for number in sent if number != signal.SIGHUP]
+    if stage == "draining":
+        ends.insert(0, signal.SIGTERM)
+    if not ends:
+        if stage != "born":
+            service.started()
+            Behaved(service).asks()
+        service.process.terminate()
+    status = service.process.wait(20)
+    # The kernel keeps one of each kind, and of those that wait together the lowest number comes first.
+    allowed = {0, *(128 + number for number in ends if len(ends) > 1)}
+    if stage == "born":
+        # Before Python runs our code, the kernel's defaults hold.
+        allowed |= {-number for number in (*ends, *sent)} | {1, 130}
+    assert status in allowed, (stage, sent, status, service.out.read_text(), service.err.read_text())
+    if stage != "born":
+        assert service.err.read_text() == ""
+        service.lines()
+
+
+def _command(service: Service) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{service.process.pid}/cmdline").read_text()
+    return ""
+
+
+def test_killed_and_started_again_it_serves_at_once_on_the_same_port(world: World) -> None:
+    ports = [str(free_port()), str(free_port())]
+    for _ in range(3):
+        service = world.start(APP_HTTP_PORT=ports[0], APP_ADMIN_PORT=ports[1]).started()
+        clients = [Behaved(service) for _ in range(10)]
+        for client in clients:
+            client.asks()
+        service.process.kill()
+        assert service.process.wait(10) == -signal.SIGKILL
+        for client in clients:
+            client.close()
+
+
+def test_a_start_up_that_fails_ends_with_one_clear_line(world: World) -> None:
+    service = world.start(APP_PROBE_START_ERROR="no database")
+    assert service.process.wait(20) == 1
+    [line] = [line for line in service.lines() if line["level"] in {"error", "critical"}]
+    assert "no database" in line["error"]
+    assert service.err.read_text() == ""
+
+
+def test_a_start_up_that_hangs_is_alive_unready_and_ends_when_told(world: World) -> None:
+    service = world.start(APP_PROBE_START_DELAY="60")
+    said = wait_for(lambda: service.lines("listening"), "the listeners")[0]
+    service.http, service.admin = (int(said[name].rpartition(":")[2]) for name in ("http", "admin"))
+    assert state(service) == (503, 503, 200)
+    service.process.terminate()
+    assert service.process.wait(10) == 0
+
+
+def test_a_task_that_dies_silently_is_logged_and_counted(world: World) -> None:
+    service = world.start().started()
+    before = service.series()["uncaught_exceptions_total"]
+    assert service.ask(service.http, "/die")[0] == 200
+    wait_for(lambda: service.series()["uncaught_exceptions_total"] == before + 1, "the count")
+    [line] = [line for line in service.lines() if "the task died" in line.get("exception", "")]
+    assert line["level"] == "error"
+    Behaved(service).asks()
+
+
+def test_an_exception_group_is_one_500_and_one_line(world: World) -> None:
+    service = world.start().started()
+    assert service.ask(service.http, "/group")[0] == 500
+    [line] = service.lines("unhandled exception")
+    assert all(f"part {number}" in line["exception"] for number in range(3))
+
+
+def test_a_request_that_asks_for_too_much_memory_fails_alone(world: World) -> None:
+    service = world.start(prefix=("prlimit", f"--as={1 << 31}", "--")).started()
+    behaved = Behaved(service)
+    assert service.ask(service.http, "/allocate")[0] == 500
+    assert "MemoryError" in service.lines("unhandled exception")[0]["exception"]
+    behaved.asks()
+
+
+def test_a_handler_that_ignores_its_end_ends_with_the_process(world: World) -> None:
+    service = world.start(APP_DRAIN_TIMEOUT="0.3").started()
+    with dial(service) as client:
+        client.sendall(b"GET /stubborn HTTP/1.1\r\nHost: x\r\n\r\n")
+        wait_for(lambda: service.series()["http_server_active_requests"] == 1, "the request")
+        service.process.terminate()
+        assert service.process.wait(20) == 1
+        assert statuses(rest(client)) in ([], [503])
+    assert service.lines("requests cut off")[0]["requests"] == 1
+
+
+def test_a_clock_that_is_set_back_changes_no_limit(world: World) -> None:
+    """All waiting is by the monotonic clock, which nobody sets."""
+    found = []
+    for path in (world.project.path / "src").rglob("*.py"):
+        found += [
+            f"{path.name}: {line.strip()}"
+            for line in path.read_text().splitlines()
+            if "time.time()" in line
+            and any(word in line for word in ("timeout", "deadline", "limit", "while"))
+        ]
+    assert not found

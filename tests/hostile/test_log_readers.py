@@ -1,0 +1,98 @@
+"""Whoever reads stdout, or doesn't: the service answers, counts what it could not write, and tells it."""
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from service import Service, free_port, wait_for
+from world import Behaved, World, memory
+
+pytestmark = pytest.mark.slow
+
+# More than waits in the queue, in the pipe, and in the file that may not get larger.
+REQUESTS = 8000
+
+
+def start(world: World, prefix: tuple[str, ...]) -> Service:
+    """Start a service whose output goes elsewhere, so that its ports have to be known before."""
+    http, admin = free_port(), free_port()
+    service = world.start(prefix=prefix, APP_HTTP_PORT=str(http), APP_ADMIN_PORT=str(admin))
+    service.http, service.admin = http, admin
+
+    def is_ready() -> bool:
+        try:
+            return service.ask(service.admin, "/-/ready")[0] == 200
+        except OSError:
+            return False
+
+    wait_for(is_ready, "readiness")
+    return service
+
+
+def lost(service: Service) -> int:
+    return int(service.series()["log_lines_lost_total"])
+
+
+def test_nobody_reads_and_then_somebody_does(world: World, tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    keep_open = os.open(fifo, os.O_RDWR)
+    try:
+        service = start(world, ("sh", "-c", f'exec "$@" > {fifo}', "-"))
+        behaved, before = Behaved(service), memory(service)
+        for _ in range(REQUESTS):
+            assert behaved.asks() < 5
+        missing = lost(service)
+        assert 0 < missing < REQUESTS
+        assert memory(service) - before < 16 * 1024
+        assert service.ask(service.admin, "/-/healthy")[0] == 200
+        with (tmp_path / "read").open("wb") as out:
+            reader = subprocess.Popen(("cat", fifo), stdout=out)
+        try:
+
+            def lines() -> list[dict[str, object]]:
+                whole = (tmp_path / "read").read_text().rpartition("\n")[0]
+                return [json.loads(line) for line in whole.splitlines()]
+
+            [told] = wait_for(
+                lambda: [line for line in lines() if line["event"] == "lines could not be written"],
+                "a line that counts the lost ones",
+            )
+            assert told["lost"] == missing
+            behaved.asks()
+            written = [line for line in lines() if line["event"] == "request"]
+            assert len(written) >= REQUESTS - missing
+            service.process.terminate()
+            assert service.process.wait(20) == 0
+            wait_for(lambda: lines()[-1]["event"] == "stopped", "the last line")
+        finally:
+            reader.terminate()
+            reader.wait()
+    finally:
+        os.close(keep_open)
+
+
+def test_the_reader_dies(world: World) -> None:
+    service = start(world, ("bash", "-c", 'exec "$@" > >(head -n 3 > /dev/null)', "-"))
+    behaved = Behaved(service)
+    for _ in range(50):
+        behaved.asks()
+    wait_for(lambda: lost(service) > 0, "lost lines")
+    service.process.terminate()
+    assert service.process.wait(20) == 0
+    assert service.err.read_text() == ""
+
+
+def test_the_disk_is_full(world: World) -> None:
+    service = start(world, ("sh", "-c", 'exec "$@" > /dev/full', "-"))
+    behaved = Behaved(service)
+    for _ in range(50):
+        behaved.asks()
+    assert lost(service) >= 50
+    began = time.monotonic()
+    service.process.terminate()
+    assert service.process.wait(20) == 0
+    assert time.monotonic() - began < 10
