@@ -23,7 +23,7 @@ soak: .venv/ready  ## 20 rolling restarts behind each balancer, under load: the 
 	@ROLLING_ROUNDS=20 $(VENV)/python -m pytest -q tests/test_rolling_restart.py
 
 hostile: .venv/ready  ## the tests of docs/reliability.md with ten times as many examples
-	@HOSTILE_SCALE=10 $(VENV)/python -m pytest -q tests/hostile
+	@HOSTILE_SCALE=10 $(VENV)/python -m pytest -q tests/hostile tests/test_answers.py
 
 clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis

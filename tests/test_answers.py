@@ -3,13 +3,16 @@
 import importlib.util
 import json
 import keyword
+import os
 import shutil
+import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import ROOT, Bake, RefusedError
+from conftest import ROOT, TARGETS, Bake, Project, RefusedError, clean_environment
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from test_bake import check_parses
@@ -23,6 +26,9 @@ def load_hook(name: str) -> ModuleType:
     spec.loader.exec_module(module)
     return module
 
+
+# A bake takes its time: few in a usual run, all in `make hostile`.
+SETS = 500 if "HOSTILE_SCALE" in os.environ else 40
 
 HOOK = load_hook("pre_gen_project")
 
@@ -164,8 +170,52 @@ def test_no_answer_confuses_the_check(answers: dict[str, str]) -> None:
         assert answers["package_name"] not in sys.stdlib_module_names
 
 
+# Says of each package whether it can be imported, in a process of its own that has its dependencies already.
+IMPORTER = """
+import importlib, os, sys, traceback
+import environ, fastapi, httptools, msgspec, prometheus_client, structlog, svcs, uvicorn, uvloop
+for line in sys.stdin:
+    folder, package = line.rstrip("\\n").split("\\t")
+    if not (child := os.fork()):
+        try:
+            sys.path.insert(0, folder)
+            importlib.import_module(package + ".__main__").service()
+            importlib.import_module(package + ".chassis.run")
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def imports(fastapi: Project) -> Iterator[Callable[[Project], bool]]:
+    """What tells whether the package of a project can be imported."""
+    python = fastapi.path / ".venv/bin/python"
+    with subprocess.Popen(
+        (python, "-c", IMPORTER),
+        env=clean_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as importer:
+        assert importer.stdin is not None
+        assert importer.stdout is not None
+
+        def imports(project: Project) -> bool:
+            assert importer.stdin is not None
+            assert importer.stdout is not None
+            importer.stdin.write(f"{project.path / 'src'}\t{project.package}\n")
+            importer.stdin.flush()
+            return importer.stdout.readline() == "0\n"
+
+        yield imports
+        importer.stdin.close()
+
+
 # A bake is too slow to be repeated for a smaller example.
-@settings(quick, max_examples=40, phases=[Phase.explicit, Phase.generate])
+@settings(quick, max_examples=SETS, phases=[Phase.explicit, Phase.generate])
 @given(
     st.fixed_dictionaries(
         {
@@ -174,12 +224,14 @@ def test_no_answer_confuses_the_check(answers: dict[str, str]) -> None:
             "project_slug": slugs | wild,
             "package_name": packages | wild,
             "github_owner": st.just("acme"),
+            "web_framework": st.sampled_from(["starlette", "fastapi"]),
+            "deploy_to": st.sampled_from(TARGETS),
         },
     )
 )
 @example(GOOD | {"project_name": "\ud83d", "project_description": "\x00"})
 def test_any_answers_are_refused_in_words_or_give_valid_files(
-    bake: Bake, tmp_path: Path, answers: dict[str, str]
+    bake: Bake, imports: Callable[[Project], bool], tmp_path: Path, answers: dict[str, str]
 ) -> None:
     (tmp_path / "no-tools").mkdir(exist_ok=True)
     before = everything_under(tmp_path)
@@ -190,5 +242,6 @@ def test_any_answers_are_refused_in_words_or_give_valid_files(
         project = bake(**answers)
         for path in project.files():
             check_parses(path)
+        assert imports(project), answers
         shutil.rmtree(project.path)
     assert everything_under(tmp_path) == before

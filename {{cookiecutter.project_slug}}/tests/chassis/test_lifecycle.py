@@ -234,8 +234,8 @@ def test_the_process_keeps_serving_through_hangups(own: Process) -> None:
 def test_signals_that_come_before_anything_has_started_do_no_harm(start: Start) -> None:
     code = """
 import signal
-from {{ cookiecutter.package_name }}.chassis import run
-run.run(lambda: [signal.raise_signal(number) for number in (signal.SIGHUP, signal.SIGTERM)], {})
+from {{ cookiecutter.package_name }}.chassis import cli
+cli.main("x", lambda: [signal.raise_signal(number) for number in (signal.SIGHUP, signal.SIGTERM)], [], {})
 """
     process = start.run([PROBE[0], "-c", code], {})
     assert process.wait() == 0

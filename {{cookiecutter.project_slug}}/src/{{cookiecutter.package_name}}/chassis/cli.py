@@ -107,8 +107,11 @@ def main(
         case "config":
             return show(name, load_config(), env, chosen.format, chosen.current, chosen.output, chosen.force)
         case _:
-            # PID 1 has no default handlers: without this, a stop in the first moment would go unheard.
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+            # PID 1 of a container has no default handlers: without these, a stop in the first moment would go unheard.
+            # No exception either: what is being imported might catch it. A reload must not end what has not started.
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, lambda *_: os._exit(0))
             from .run import run
 
             return run(load, env)

@@ -38,10 +38,6 @@ log = logs.get_logger("service")
 def run(load_service: Callable[[], Service], env: Mapping[str, str]) -> int:
     """Serve until a signal asks to stop; return the exit status."""
     ensure_standard_streams()
-    # A reload must not end what has not started yet, and PID 1 of a container has no default to end by.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os._exit(0))
     logs.configure("info", env.get("APP_LOG_FORMAT", "auto").lower())
     service = load_service()
     try:
@@ -69,6 +65,8 @@ def run(load_service: Callable[[], Service], env: Mapping[str, str]) -> int:
         if status != 0:
             # What did not end in time does not get more of it: the runner would wait for the last task and thread.
             os._exit(status)
+    # The interpreter takes its handlers away before it ends.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # At exit the interpreter collects garbage, which takes longer than all of the stop; there is none that matters.
     gc.freeze()
     return status
