@@ -183,7 +183,7 @@ class Admin:
         check = checks.get(question.path.removeprefix("/-/ready/"))
         if check is None:
             return Answer.of_text(404, f"No such check while {report.word}; there are: {', '.join(checks) or 'none'}.")
-        body = {**check.as_dict(), "age_s": round(time.time() - check.at, 3), "gates": check.gates}
+        body = {**check.as_dict(), "age_s": round(check.age, 3), "gates": check.gates}
         return Answer.of_json(body, 503 if check.status == "fail" else 200, "application/health+json")
 
     def about(self) -> dict[str, object]:
@@ -195,7 +195,7 @@ class Admin:
             "build_time": self.config.build.time or None,
             "python": platform.python_version(),
             "start_time": timestamp(self.health.started),
-            "uptime_seconds": round(time.time() - self.health.started, 3),
+            "uptime_seconds": round(self.health.uptime, 3),
         }
 
     def settings(self) -> dict[str, dict[str, object]]:

@@ -43,6 +43,13 @@ class Check:
     error: str | None
     duration: float
     at: float
+    # Of the clock that nobody sets back.
+    _ended: float = attrs.field(factory=time.monotonic, init=False)
+
+    @property
+    def age(self) -> float:
+        """Seconds since it ended."""
+        return time.monotonic() - self._ended
 
     @property
     def status(self) -> str:
@@ -103,6 +110,7 @@ class Health:
         self._state: State = "starting"
         self.on_state: Callable[[State], None] = lambda _: None
         self.started = time.time()
+        self._began = time.monotonic()
         self._check_timeout = check_timeout
         self.stall_limit = stall_limit
         self.thread = 0
@@ -124,6 +132,11 @@ class Health:
         self._state = state
         if changed:
             self.on_state(state)
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since this process began to work, whatever is done to the wall clock."""
+        return time.monotonic() - self._began
 
     async def heartbeat(self, *observers: Callable[[float], None]) -> None:
         """Beat for as long as the loop runs; tell the *observers* how late each beat was, in seconds."""

@@ -157,7 +157,7 @@ class Server:
             if started:
                 # What start-up made stays: the collector need not go through it again and again.
                 gc.freeze()
-                log.info("ready", after_s=round(time.time() - self._health.started, 3))
+                log.info("ready", after_s=round(self._health.uptime, 3))
                 await self._stop.wait()
                 cut = await self._drain()
             else:
