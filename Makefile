@@ -15,11 +15,15 @@ lint: .venv/ready  ## all that .pre-commit-config.yaml lists
 deps: .venv/ready  ## let all version ranges take in the newest releases, if the tests pass; ONLY=NAME for one
 	@$(VENV)/python scripts/deps.py $(if $(ONLY),--only $(ONLY))
 
-bench: .venv/ready  ## what the chassis costs, and what scraping and probing it does; needs wrk, hey, haproxy
-	@$(VENV)/python benchmarks/table.py $(if $(JSON),--json $(JSON))
+bench: .venv/ready  ## what the chassis costs, how that grows, and what looking at it costs; OUT=FOLDER for JSON and charts
+	@$(if $(OUT),mkdir -p $(OUT))
+	@$(VENV)/python benchmarks/table.py $(if $(OUT),--json $(OUT)/table.json)
+	@$(VENV)/python benchmarks/growth.py $(if $(OUT),--json $(OUT)/growth.json)
+	@$(if $(OUT),$(VENV)/python benchmarks/chart.py $(OUT))
 	@$(VENV)/python benchmarks/introspection.py
 
-soak: .venv/ready  ## 20 rolling restarts behind each balancer, under load: the table of docs/load-balancers.md
+soak: .venv/ready  ## half an hour of load and faults, then 20 rolling restarts behind each balancer, under load
+	@$(VENV)/python scripts/soak.py $(if $(MINUTES),--minutes $(MINUTES))
 	@ROLLING_ROUNDS=20 $(VENV)/python -m pytest -q tests/test_rolling_restart.py
 
 hostile: .venv/ready  ## the tests of docs/reliability.md with ten times as many examples

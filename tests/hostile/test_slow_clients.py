@@ -20,7 +20,7 @@ MODES: dict[str, tuple[str, ...]] = {
     "slow bodies": ("-B", "-s", "8192", "-t", "POST"),
     "slow readers": ("-X", "-w", "10", "-y", "20", "-n", "1", "-z", "8"),
 }
-PATHS = {"slow headers": "/trouble/x", "slow bodies": "/length", "slow readers": "/stream?n=300"}
+PATHS = {"slow headers": "/trouble/x", "slow bodies": "/length", "slow readers": "/large"}
 
 
 def p99(service: Service, until: float) -> float:

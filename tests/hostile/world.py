@@ -12,7 +12,7 @@ from typing import Any
 from conftest import Project
 from service import Service, wait_for
 
-# How many times as many examples as in a usual run; `make soak` sets it.
+# How many times as many examples as in a usual run; `make hostile` sets it.
 SCALE = int(os.environ.get("HOSTILE_SCALE", "1"))
 
 CANARIES = {"probe_password": "canary-5f1c", "probe_key": "canary-9ae2", "admin_token": "canary-c07d"}
@@ -68,6 +68,10 @@ async def allocate(request):
     return PlainTextResponse(str(len(bytearray(1 << 34))))
 
 
+async def large(request):
+    return PlainTextResponse(bytes(300_000))
+
+
 async def child(request):
     said = subprocess.run(["env"], capture_output=True, text=True).stdout
     return PlainTextResponse(said + open("/proc/self/environ").read())
@@ -103,7 +107,7 @@ def create_app(config, registry):
         secret = config.probe.password.reveal()
         raise RuntimeError(f"a message without it, of {{len(secret)}} and {{config.probe.password!r}}")
 
-    more = {{"die": die, "group": group, "leak": leak, "allocate": allocate, "child": child}}
+    more = {{"die": die, "group": group, "leak": leak, "allocate": allocate, "large": large, "child": child}}
     more |= {{"reach": reach, "fail": fail}}
     app.router.routes.extend(Route(f"/{{name}}", route) for name, route in more.items())
     return app
