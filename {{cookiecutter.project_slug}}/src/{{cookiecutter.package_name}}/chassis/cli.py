@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -112,6 +113,11 @@ def main(
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: os._exit(0))
+            # What is imported stays; the collector would look through it again and again.
+            gc.disable()
+            from . import later
+
+            later.postpone()
             from .run import run
 
             return run(load, env)

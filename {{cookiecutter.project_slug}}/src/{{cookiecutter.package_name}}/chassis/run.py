@@ -40,6 +40,7 @@ def run(load_service: Callable[[], Service], env: Mapping[str, str]) -> int:
     ensure_standard_streams()
     logs.configure("info", env.get("APP_LOG_FORMAT", "auto").lower())
     service = load_service()
+    gc.enable()
     try:
         loaded = load(service.config, env)
     except ConfigurationError as error:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import httptools
 import msgspec
-import uvicorn
+from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
@@ -133,7 +133,7 @@ class Server:
         # Nor for this: the loop would take its handler away when it closes, and a late SIGHUP end the process.
         signal.signal(signal.SIGHUP, lambda *_: self._tell(self._on_hangup))
         lifespan = Lifespan(self._middleware.app)
-        config = uvicorn.Config(
+        config = Config(
             self._middleware,
             interface="asgi3",
             http=Protocol,
@@ -310,7 +310,7 @@ class Protocol(HttpToolsProtocol):
     _brought = 0
     _taken = 0
 
-    def __init__(self, config: uvicorn.Config, state: ServerState, app_state: dict[str, Any], server: Server) -> None:
+    def __init__(self, config: Config, state: ServerState, app_state: dict[str, Any], server: Server) -> None:
         super().__init__(config, state, app_state)
         self._server = server
         # What was read and not parsed yet.
