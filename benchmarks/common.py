@@ -1,5 +1,6 @@
 """What the benchmarks have in common: a service to measure, load, and figures of processes."""
 
+import csv
 import os
 import re
 import shutil
@@ -15,6 +16,8 @@ from pathlib import Path
 
 TEMPLATE = Path(__file__).parents[1]
 START_SECONDS = 60
+# Clients that keep to a rate.
+WORKERS = 16
 
 
 def needed(name: str) -> str:
@@ -123,6 +126,25 @@ def load(process: int, url: str, seconds: int, connections: int = 64, core: int 
     assert rate is not None
     assert count is not None
     return Round(int(count[1]), float(rate[1]), used / int(count[1]))
+
+
+def paced(url: str, rate: float, seconds: float, *options: str) -> list[float]:
+    """Ask so many times a second, from the last core; return the seconds that each answer took."""
+    limits = ("-z", f"{seconds:g}s", "-c", str(WORKERS), "-q", str(round(rate / WORKERS)), "-o", "csv")
+    command = ("taskset", "-c", str(cores()[-1]), needed("hey"), *limits, *options, url)
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    answers = list(csv.DictReader(done.stdout.splitlines()))
+    if not answers or {answer["status-code"] for answer in answers} != {"200"}:
+        sys.exit(f"not all requests were answered well: {done.stdout[:500]}")
+    return [float(answer["response-time"]) for answer in answers]
+
+
+def listening(process: int) -> list[int]:
+    """Return the TCP ports on which a process listens."""
+    said = subprocess.run(("ss", "-Hltnp"), check=True, capture_output=True, text=True).stdout
+    return [
+        int(line.split()[3].rpartition(":")[2]) for line in said.splitlines() if f"pid={process}," in line
+    ]
 
 
 def cpu_seconds(process: int) -> float:

@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from unittest.mock import patch
 
 from common import (
     TEMPLATE,
@@ -25,8 +27,10 @@ from common import (
     cores,
     environment,
     free_port,
+    listening,
     load,
     needed,
+    paced,
     proportional_memory,
     server,
 )
@@ -75,20 +79,17 @@ class Row:
 class Bench:
     """The projects under test, in *folder*, and how long to measure."""
 
-    def __init__(self, folder: Path, rounds: int, seconds: int, many: int) -> None:
+    def __init__(self, folder: Path, rounds: int, seconds: int, many: int = MANY) -> None:
         self.rounds, self.seconds, self.many = rounds, seconds, many
         say("Baking the default service, and the same with FastAPI")
         self.project = bake(folder / "default")
         self.peer = bake(folder / "fastapi", "web_framework=fastapi")
         self.python = self.project / ".venv/bin/python"
-        for name in ("subjects.py", "peer.py"):
-            for project in (self.project, self.peer):
-                (project / name).write_text(
-                    (HERE / "subjects" / name).read_text(encoding="utf-8"), encoding="utf-8"
-                )
+        for project in (self.project, self.peer):
+            shutil.copytree(HERE / "subjects", project, dirs_exist_ok=True)
 
     def serve(
-        self, kind: str, core: int | None = None, path: str = "/hello/you"
+        self, kind: str, core: int | None = None, path: str = "/hello/you", **more: str
     ) -> AbstractContextManager[Running]:
         port = free_port()
         uvicorn = (
@@ -98,14 +99,14 @@ class Bench:
         python: Path = self.python
         match kind:
             case "wired":
-                command: tuple[str, ...] = ("subjects.py", "wired")
+                command: tuple[str, ...] = ("wired.py",)
             case "joined":
-                command = ("subjects.py", "joined", str(port))
+                command = ("joined.py", str(port))
             case "bare":
-                command = (*uvicorn, "--no-access-log", "--log-level", "warning", "subjects:app")
+                command = (*uvicorn, "--no-access-log", "--log-level", "warning", "subject:app")
             case _:
                 command, python = (*uvicorn, "peer:app"), self.peer / ".venv/bin/python"
-        env = environment(APP_HTTP_PORT=str(port), APP_ADMIN_PORT="0", APP_LOG_FORMAT="json")
+        env = environment(APP_HTTP_PORT=str(port), APP_ADMIN_PORT="0", APP_LOG_FORMAT="json", **more)
         folder = self.peer if kind == "peer" else self.project
         return server((python, *command), folder, port, path, cores()[0] if core is None else core, env)
 
@@ -133,24 +134,9 @@ class Bench:
     def tails(self, servers: Mapping[str, Running], rate: float) -> Row:
         """Hold the 99th percentiles at one fixed rate against each other."""
         found: dict[str, list[float]] = {"wired": [], "bare": []}
-        workers = 16
         for number in range(self.rounds):
             for kind, values in found.items():
-                command = (
-                    "taskset",
-                    "-c",
-                    str(cores()[-1]),
-                    needed("hey"),
-                    "-z",
-                    f"{self.seconds}s",
-                    "-o",
-                    "csv",
-                )
-                limits = ("-c", str(workers), "-q", str(round(rate / workers)))
-                done = subprocess.run(
-                    (*command, *limits, url(servers[kind])), check=True, capture_output=True, text=True
-                )
-                times = sorted(float(line.partition(",")[0]) for line in done.stdout.splitlines()[1:])
+                times = sorted(paced(url(servers[kind]), rate, self.seconds))
                 values.append(times[int(len(times) * 0.99)])
             say(
                 f"p99 {number + 1}: " + ", ".join(f"{kind} {found[kind][-1] * 1000:.2f} ms" for kind in found)
@@ -214,7 +200,7 @@ class Bench:
         env = environment(PYTHONPATH=str(self.project / "extra"))
         for _ in range(self.rounds):
             for kind, values in found.items():
-                command = (self.python, "subjects.py", "logs", kind, "100000")
+                command = (self.python, "lines.py", kind, "100000")
                 with subprocess.Popen(("cat",), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as reader:
                     done = subprocess.run(
                         command,
@@ -260,22 +246,34 @@ class Bench:
         ]
 
     def render(self) -> list[Row]:
-        found: dict[bool, list[float]] = {True: [], False: []}
+        """Without hooks, with hooks that find neither git nor uv, and with all that they do."""
+        found: dict[str, list[float]] = {"none": [], "own": [], "all": []}
+        path = os.environ["PATH"]
         for _ in range(self.rounds):
             for hooks, values in found.items():
-                with tempfile.TemporaryDirectory() as folder:
+                seen = patch.dict(os.environ, PATH="" if hooks == "own" else path)
+                with tempfile.TemporaryDirectory() as folder, silenced(), seen:
                     began = time.perf_counter()
-                    with silenced():
-                        cookiecutter(
-                            str(TEMPLATE),
-                            no_input=True,
-                            default_config=True,
-                            output_dir=folder,
-                            accept_hooks=hooks,
-                        )
+                    cookiecutter(
+                        str(TEMPLATE),
+                        no_input=True,
+                        default_config=True,
+                        output_dir=folder,
+                        accept_hooks=hooks != "none",
+                    )
                     values.append(time.perf_counter() - began)
-        note = f"{statistics.median(found[True]):.2f} s"
-        return [Row("render", "the same without hooks", "<=", 1.5, 1.2, ratios(*found.values()), note=note)]
+        return [
+            Row(
+                f"render, hooks {what}",
+                "the same without hooks",
+                "<=",
+                1.5,
+                1.2,
+                ratios(found[hooks], found["none"]),
+                note=f"{statistics.median(found[hooks]):.2f} s",
+            )
+            for hooks, what in (("own", "without git and uv"), ("all", "with lock and commit"))
+        ]
 
     def suite(self) -> list[Row]:
         say("The generated suite")
@@ -310,14 +308,6 @@ def ratios(ours: list[float], theirs: list[float]) -> list[float]:
 
 def url(one: Running) -> str:
     return f"http://127.0.0.1:{one.port}/hello/you"
-
-
-def listening(process: int) -> list[int]:
-    """Return the TCP ports on which a process listens."""
-    said = subprocess.run(("ss", "-Hltnp"), check=True, capture_output=True, text=True).stdout
-    return [
-        int(line.split()[3].rpartition(":")[2]) for line in said.splitlines() if f"pid={process}," in line
-    ]
 
 
 @contextmanager
