@@ -99,7 +99,7 @@ class Bench:
         python: Path = self.python
         match kind:
             case "wired":
-                command: tuple[str, ...] = ("wired.py",)
+                command: tuple[str, ...] = ("-m", "wired")
             case "joined":
                 command = ("joined.py", str(port))
             case "bare":

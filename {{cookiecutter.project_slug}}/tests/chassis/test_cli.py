@@ -89,6 +89,12 @@ def test_healthcheck_takes_no_nonsense_for_an_answer(start: Start) -> None:
         thread.join()
 
 
+def test_serving_can_be_asked_for(start: Start) -> None:
+    process = start("serve", APP_HTTP_PORT="wrong")
+    assert process.wait() == 78
+    assert process.line("configuration problem")["setting"] == "APP_HTTP_PORT"
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
 def test_help_and_version_need_no_configuration(start: Start, arguments: list[str]) -> None:
     process = start.service(*arguments, APP_HTTP_PORT="wrong")

@@ -21,7 +21,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, cast
 from urllib.parse import parse_qs, urlsplit
 
-import attrs
 import msgspec
 
 from .health import timestamp
@@ -50,8 +49,7 @@ EXAMPLE = '{"level": "debug", "logger": "http", "for": "10m"}'
 log = get_logger("admin")
 
 
-@attrs.frozen
-class Question:
+class Question(msgspec.Struct, frozen=True):
     """One request on the admin port."""
 
     method: str
@@ -62,14 +60,13 @@ class Question:
     body: bytes = b""
 
 
-@attrs.frozen
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """What it is told."""
 
     status: int
     body: bytes
     content_type: str = TEXT
-    headers: Mapping[str, str] = attrs.field(factory=dict)
+    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
 
     @classmethod
     def of_text(cls, status: int, text: str, **headers: str) -> Answer:
@@ -90,8 +87,7 @@ class Change(msgspec.Struct, forbid_unknown_fields=True):
     for_: str = msgspec.field(name="for", default="10m")
 
 
-@attrs.define
-class Admin:
+class Admin(msgspec.Struct):
     """The endpoints of the admin port; each may be asked from any thread at any time."""
 
     name: str
@@ -103,7 +99,7 @@ class Admin:
     metrics: Metrics
     traffic: Traffic
     watchdog: Watchdog
-    levels: Levels = attrs.field(factory=Levels)
+    levels: Levels = msgspec.field(default_factory=Levels)
 
     def routes(self, path: str) -> dict[str, Callable[[Question], Answer]]:
         """Return what can be done at *path*, by method; nothing for an unknown one."""

@@ -81,6 +81,9 @@ def main(
     if [*arguments] == ["healthcheck"]:
         # An orchestrator asks every few seconds; importing the parser would cost as much again.
         return healthcheck(env)
+    # The same goes for a start.
+    if [*arguments] in ([], ["serve"]):
+        return serve(load, env)
     import argparse
     from pathlib import Path
 
@@ -102,25 +105,27 @@ def main(
         print(importlib.metadata.version(name))
         return 0
     load_config = load_config or (lambda: load().config)
-    match chosen.command:
-        case "check":
-            return check(load_config(), env)
-        case "config":
-            return show(name, load_config(), env, chosen.format, chosen.current, chosen.output, chosen.force)
-        case _:
-            # PID 1 of a container has no default handlers: without these, a stop in the first moment would go unheard.
-            # No exception either: what is being imported might catch it. A reload must not end what has not started.
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, lambda *_: os._exit(0))
-            # What is imported stays; the collector would look through it again and again.
-            gc.disable()
-            from . import later
+    if chosen.command == "config":
+        return show(name, load_config(), env, chosen.format, chosen.current, chosen.output, chosen.force)
+    return check(load_config(), env)
 
-            later.postpone()
-            from .run import run
 
-            return run(load, env)
+def serve(load: Callable[[], Service], env: Mapping[str, str]) -> int:
+    """Answer requests until told to stop; return the exit status."""
+    # PID 1 of a container has no default handlers: without these, a stop in the first moment would go unheard.
+    # No exception either: what is being imported might catch it. A reload must not end what has not started.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(0))
+    # What is imported stays; the collector would look through it again and again.
+    gc.disable()
+    from . import later
+
+    later.postpone()
+    with later.without_mocks():
+        from .run import run
+
+    return run(load, env)
 
 
 def healthcheck(env: Mapping[str, str]) -> int:

@@ -6,11 +6,10 @@ all problems in one go, strict booleans, secrets from files, sources, help.
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import attrs
 import environ
@@ -178,8 +177,7 @@ class Settings:
     build: Build = environ.group(Build)
 
 
-@attrs.frozen
-class Setting:
+class Setting(NamedTuple):
     """One declared setting: its variable (or secret file), its default, and how text becomes its value."""
 
     name: str
@@ -196,8 +194,7 @@ class Setting:
         return self.file or self.name
 
 
-@attrs.frozen
-class Problem:
+class Problem(NamedTuple):
     """Something that must be put right before the service can start."""
 
     setting: str
@@ -216,8 +213,7 @@ class ConfigurationError(Exception):
         self.warnings = warnings
 
 
-@attrs.frozen
-class Loaded(Generic[T]):
+class Loaded(NamedTuple, Generic[T]):
     """A configuration with what came along: its secrets, where each value is from, and warnings."""
 
     config: T
@@ -226,8 +222,7 @@ class Loaded(Generic[T]):
     warnings: list[Problem]
 
 
-@attrs.frozen
-class Entry:
+class Entry(NamedTuple):
     """One setting as it is now: *value* as text (never a secret's), and the *source* it came from."""
 
     setting: Setting
@@ -359,6 +354,8 @@ def _unknown(declared: list[Setting], env: Mapping[str, str]) -> Iterator[Proble
     known = [setting.name for setting in declared]
     for name in sorted(env):
         if name.startswith("APP_") and name not in known:
+            import difflib
+
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]}?" if near else "see the command config for all names"
             yield Problem(name, f"is no setting of this service; {hint}")

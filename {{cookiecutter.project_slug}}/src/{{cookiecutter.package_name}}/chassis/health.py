@@ -12,7 +12,7 @@ from concurrent.futures import wait
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
-import attrs
+import msgspec
 import svcs
 
 from .stacks import thread_stack
@@ -34,8 +34,7 @@ def timestamp(seconds: float) -> str:
 State = Literal["starting", "ready", "draining"]
 
 
-@attrs.frozen
-class Check:
+class Check(msgspec.Struct, frozen=True):
     """The outcome of one readiness check: *duration* in seconds, *at* in seconds since 1970."""
 
     name: str
@@ -44,7 +43,7 @@ class Check:
     duration: float
     at: float
     # Of the clock that nobody sets back.
-    _ended: float = attrs.field(factory=time.monotonic, init=False)
+    _ended: float = msgspec.field(default_factory=time.monotonic)
 
     @property
     def age(self) -> float:
@@ -70,8 +69,7 @@ class Check:
         }
 
 
-@attrs.frozen
-class Report:
+class Report(msgspec.Struct, frozen=True):
     """What a readiness probe is told; *reason* says why it fails when no check does."""
 
     state: State

@@ -8,20 +8,30 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import module_from_spec
 from types import ModuleType
 
-POSTPONED = ("uvicorn", "svcs.starlette", "svcs.fastapi", "environ.secrets")
+POSTPONED = (
+    *("uvicorn", "prometheus_client", "environ.secrets", "attr.validators", "attrs.validators"),
+    *("structlog.testing", "structlog.threadlocal"),
+    *("svcs.starlette", "svcs.fastapi", "svcs.flask", "svcs.aiohttp"),
+)
 
 _lock = threading.RLock()
 
 
 class _Later(ModuleType):
-    """A module that executes itself when it is asked for what it does not have."""
+    """A module that executes itself when it is asked for what it does not have; its submodules can be had without."""
 
     def __getattr__(self, name: str) -> object:
         with _lock:
+            part, path = f"{self.__name__}.{name}", self.__dict__.get("__path__", ())
+            if "_execute" in self.__dict__ and PathFinder.find_spec(part, path):
+                return import_module(part)
             # Nothing when another thread was first, or when it asks for its own parts while it is executed.
             if execute := self.__dict__.pop("_execute", None):
                 try:
@@ -41,6 +51,24 @@ def postpone() -> None:
             module.__class__ = _Later
             module.__dict__["_execute"] = spec.loader.exec_module
             sys.modules[name] = module
+
+
+class _NoMocks(ModuleType):
+    def __getattr__(self, name: str) -> type:
+        return type(name, (), {})
+
+
+@contextmanager
+def without_mocks() -> Iterator[None]:
+    """Spare svcs, which asks of some objects whether they are mocks, the import of unittest: here, none is one."""
+    names = [name for name in ("unittest", "unittest.mock") if "unittest" not in sys.modules]
+    for name in names:
+        sys.modules[name] = _NoMocks(name)
+    try:
+        yield
+    finally:
+        for name in names:
+            del sys.modules[name]
 
 
 def _find(name: str) -> ModuleSpec | None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import platform
 from typing import TYPE_CHECKING
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Info
-from prometheus_client.core import CounterMetricFamily
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
+from prometheus_client.metrics import Counter, Gauge, Histogram, Info
+from prometheus_client.metrics_core import CounterMetricFamily
+from prometheus_client.registry import REGISTRY, Collector, CollectorRegistry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -92,7 +91,10 @@ class Metrics:
 
     def expose(self, accept: str) -> tuple[bytes, str]:
         """Return all metrics in the format that *accept* asks for, and its content type."""
-        encode, content_type = choose_encoder(accept)
+        # These bring the metrics of the process itself; the first scrape imports them, not the start.
+        from prometheus_client import exposition, gc_collector, platform_collector, process_collector  # noqa: F401
+
+        encode, content_type = exposition.choose_encoder(accept)
         return encode(self.registry), content_type
 
     def routes(self) -> list[dict[str, object]]:

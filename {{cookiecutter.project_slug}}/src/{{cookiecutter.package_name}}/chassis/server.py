@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import httptools
 import msgspec
+import uvicorn
 from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -68,6 +69,9 @@ LINGER = 5.0
 
 log = get_logger("server")
 
+# A part of uvicorn asks the package for this, which would then import the rest as well: see later.
+vars(uvicorn).setdefault("Config", Config)
+
 
 def listen(host: str, port: int) -> socket.socket:
     """Return a listening socket.
@@ -75,8 +79,10 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         OSError: The address can't be had: in use, unknown, not allowed.
     """
+    # A str would import the codec for international names, whatever is in it.
+    name = host.encode() if host.isascii() else host
     family, kind, protocol, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
     sock = socket.socket(family, kind, protocol)
     try:

@@ -14,7 +14,7 @@ import time
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
-import attrs
+import msgspec
 
 from .logs import get_logger
 
@@ -86,8 +86,7 @@ def describe(loop: asyncio.AbstractEventLoop | None) -> str:
     return "\n".join(parts)
 
 
-@attrs.define
-class Stall:
+class Stall(msgspec.Struct):
     """One time that the event loop stood still: *at* in seconds since 1970, *length* in seconds."""
 
     at: float
@@ -95,7 +94,7 @@ class Stall:
     stack: Stack = ()
     request: dict[str, object] | None = None
     logged: bool = False
-    _seen: Counter[Stack] = attrs.field(factory=Counter, repr=False)
+    _seen: Counter[Stack] = msgspec.field(default_factory=Counter)
 
     def look(self, stack: Stack, request: dict[str, object] | None) -> None:
         """Take what is seen most often for the cause: the last look may show what ran after it."""
