@@ -277,12 +277,12 @@ class Bench:
 
     def suite(self) -> list[Row]:
         say("The generated suite")
-        subprocess.run((needed("uv"), "sync", "--quiet"), cwd=self.peer, check=True)
-        (self.peer / "README.md").touch()
+        subprocess.run((needed("uv"), "sync", "--quiet"), cwd=self.project, check=True)
+        (self.project / "README.md").touch()
         began = time.perf_counter()
         subprocess.run(
             (needed("uv"), "run", "--quiet", "pytest", "-q"),
-            cwd=self.peer,
+            cwd=self.project,
             env=environment(),
             check=True,
             stdout=subprocess.DEVNULL,

@@ -61,7 +61,7 @@ runpy.run_path(sys.argv.pop(1), run_name="__main__")
 
     def service(self, *arguments: str, **env: str | None) -> Process:
         """Start the service itself."""
-        return self.run([*SERVICE, *arguments], {**ENVIRONMENT, **env})
+        return self.run([*SERVICE, *arguments], {**ENVIRONMENT, **env}, own=True)
 
     def command(self, *arguments: str, **env: str | None) -> Finished:
         """Run one of the probe's commands that end by themselves, in this process, which saves the start of one."""
@@ -74,10 +74,14 @@ runpy.run_path(sys.argv.pop(1), run_name="__main__")
                 status = end.code
         return Finished(status, out.getvalue(), err.getvalue())
 
-    def run(self, command: Sequence[str], env: Mapping[str, str | None]) -> Process:
+    def run(self, command: Sequence[str], env: Mapping[str, str | None], own: bool = False) -> Process:
+        """Start a command; what is not our *own* code is not measured, unless the template wants to have it."""
         folder = self._folder / f"process{len(self.started)}"
         folder.mkdir()
-        self.started.append(Process(command, self._env(env), folder))
+        variables = self._env(env)
+        if not own and "UNMEASURED" not in os.environ:
+            variables.pop("COVERAGE_PROCESS_CONFIG", None)
+        self.started.append(Process(command, variables, folder))
         return self.started[-1]
 
     def _env(self, env: Mapping[str, str | None]) -> dict[str, str]:
