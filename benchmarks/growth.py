@@ -45,7 +45,8 @@ class Growth:
         head = [f"| {self.name}, {self.unit} | " + " | ".join(f"{size:,}" for size in self.sizes) + " |"]
         rule = ["|---" * (len(self.sizes) + 1) + "|"]
         rows = [
-            f"| {kind} | {' | '.join(f'{value:.3g}' for value in row)} |" for kind, row in self.values.items()
+            f"| {kind} | {' | '.join(f'{figure(value)}' for value in row)} |"
+            for kind, row in self.values.items()
         ]
         return [*head, *rule, *rows]
 
@@ -80,10 +81,12 @@ class Growths:
             for size in (1, 16, 64, 256, 1024, 4096):
                 body.write_bytes(bytes(size * KIB))
                 post = ("-m", "POST", "-D", str(body))
+                # CPU is counted in hundredths of a second.
+                rate = 500 if size < 256 else 100
                 growth.add(
                     size,
                     **{
-                        kind: self._request(one.process, f"http://127.0.0.1:{one.port}/length", 100, *post)
+                        kind: self._request(one.process, f"http://127.0.0.1:{one.port}/length", rate, *post)
                         for kind, one in (("service", wired), ("bare", bare))
                     },
                 )
@@ -152,6 +155,10 @@ class Growths:
         before = cpu_seconds(process)
         count = len(paced(where, rate, self._bench.seconds, *options))
         return (cpu_seconds(process) - before) / count * 1e6
+
+
+def figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def main() -> None:
