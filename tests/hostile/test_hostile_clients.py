@@ -284,6 +284,17 @@ def test_clients_that_leave_early_leave_nothing(target: Service, behaved: Behave
     calm(target, before)
 
 
+def test_connections_that_have_ended_are_gone(world: World) -> None:
+    """Nothing waits for the garbage collector, which comes seldom: what was made in the start is frozen."""
+    service = world.start().started()
+    for number in range(100):
+        with dial(service) as client:
+            send(client, b"GET /trouble/x HTTP/1.1\r\nHost: x\r\n\r\n" if number % 3 else b"nonsense\r\n\r\n")
+            some(client, 0.01)
+    calm(service, descriptors(service))
+    wait_for(lambda: int(service.ask(service.http, "/connections")[1]) < 5, "ended connections being gone")
+
+
 def test_a_flood_of_pipelined_requests_is_answered_in_order(target: Service) -> None:
     count = 20_000
     before = memory(target)

@@ -72,6 +72,10 @@ async def large(request):
     return PlainTextResponse(bytes(300_000))
 
 
+async def connections(request):
+    return PlainTextResponse(str(sum(isinstance(one, server.Protocol) for one in gc.get_objects())))
+
+
 async def child(request):
     said = subprocess.run(["env"], capture_output=True, text=True).stdout
     return PlainTextResponse(said + open("/proc/self/environ").read())
@@ -107,7 +111,8 @@ def create_app(config, registry):
         secret = config.probe.password.reveal()
         raise RuntimeError(f"a message without it, of {{len(secret)}} and {{config.probe.password!r}}")
 
-    more = {{"die": die, "group": group, "leak": leak, "allocate": allocate, "large": large, "child": child}}
+    more = {{"die": die, "group": group, "leak": leak, "allocate": allocate, "large": large}}
+    more |= {{"connections": connections, "child": child}}
     more |= {{"reach": reach, "fail": fail}}
     app.router.routes.extend(Route(f"/{{name}}", route) for name, route in more.items())
     return app

@@ -332,13 +332,15 @@ class Protocol(HttpToolsProtocol):
         self._header_began = time.monotonic()
         self._writes = JoinedWrites(transport, self.loop, lambda: self._brings_body)
         super().connection_made(self._writes)
-        self.flow = Flow(self._writes, self.is_crowded)
+        self.flow = self._flow = Flow(self._writes, self.is_crowded)
         if len(self.connections) > self._server.max_connections:
             self._turn_away()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.refusing.discard(self)
         super().connection_lost(exc)
+        # Without circles of references it goes now, not when garbage is looked for, which is seldom. bool() is no.
+        self._writes.unread = self._flow.is_crowded = bool
 
     def _turn_away(self) -> None:
         """Tell a client that there are too many, if there are not too many of those either."""
@@ -541,10 +543,10 @@ class Flow(FlowControl):
 
     def __init__(self, transport: asyncio.Transport, is_crowded: Callable[[], bool]) -> None:
         super().__init__(transport)
-        self._is_crowded = is_crowded
+        self.is_crowded = is_crowded
 
     def resume_reading(self) -> None:
-        if not self._is_crowded():
+        if not self.is_crowded():
             super().resume_reading()
 
 
@@ -565,7 +567,7 @@ class JoinedWrites(asyncio.Transport):
         self._parts: list[bytes] = []
         self._size = 0
         self._written = 0
-        self._unread = unread
+        self.unread = unread
         self._lingers = False
         for name in ("get_extra_info", "pause_reading", "resume_reading", "set_protocol"):
             setattr(self, name, getattr(transport, name))
@@ -584,7 +586,7 @@ class JoinedWrites(asyncio.Transport):
 
     def close(self) -> None:
         self._flush()
-        if self._unread() and not self.is_closing():
+        if self.unread() and not self.is_closing():
             self.linger(LINGER)
         elif not self._lingers:
             self._transport.close()
