@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-WIDTH = 880
+WIDTH = 960
 INK, FAINT, MET, UNMET, OTHER = "#1b2733", "#c9d1d9", "#2a78d6", "#d4652a", "#7a8794"
 FONT = "font: 13px system-ui, sans-serif"
 
@@ -55,7 +55,7 @@ class Picture:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Picture:
     """Draw how many times better than it must be each measure is: to the right of the line is good."""
-    left, top, step, right = 330, 64, 26, 130
+    left, top, step, right = 430, 64, 26, 140
     picture = Picture(WIDTH, top + step * len(rows) + 34, "How each measure stands to what it must be")
 
     def place(row: Mapping[str, Any], value: float) -> float:
@@ -120,7 +120,7 @@ def growth(growths: Sequence[Mapping[str, Any]]) -> Picture:
         sizes = [max(size, 1) for size in one["sizes"]]
         every = [value for row in one["values"].values() for value in row]
         least, most = math.floor(math.log10(min(every))), math.ceil(math.log10(max(every)))
-        axes = Axes(x, y, width - 78, height - 84, (sizes[0], sizes[-1]), (10.0**least, 10.0**most))
+        axes = Axes(x, y, width - 92, height - 84, (sizes[0], sizes[-1]), (10.0**least, 10.0**most))
         picture.text(x - 40, y - 14, f"{one['name']}, {one['unit']}")
         for level in range(least, most + 1):
             begin = axes.at(sizes[0], 10.0**level)
