@@ -18,7 +18,7 @@ from types import ModuleType
 POSTPONED = (
     *("uvicorn", "prometheus_client", "environ.secrets", "attr.validators", "attrs.validators"),
     *("structlog.testing", "structlog.threadlocal"),
-    *("svcs.starlette", "svcs.fastapi", "svcs.flask", "svcs.aiohttp"),
+    *("svcs.starlette", {% if cookiecutter.web_framework == "fastapi" %}"svcs.fastapi", {% endif %}"svcs.flask", "svcs.aiohttp"),
 )
 
 _lock = threading.RLock()
