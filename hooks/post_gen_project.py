@@ -37,6 +37,7 @@ PLAIN_GIT = (
     "-c", "core.excludesFile=",
     "-c", "core.fsmonitor=false",
     "-c", "commit.gpgSign=false",
+    "-c", "user.useConfigOnly=true",
     "-c", "gc.auto=0",
     "-c", "maintenance.auto=false",
 )  # fmt: skip
@@ -125,14 +126,13 @@ def link(project: Path, answers: Mapping[str, str]) -> None:
     folder, is_local = template_folder(answers)
     if shutil.which("git") and not in_git(folder):
         raise SkippedError(f"{folder} is not a git repository, so there is no version to link to")
-    top = Path(git(folder, "rev-parse", "--show-toplevel"))
+    top, _, commit = git(folder, "rev-parse", "--show-toplevel", "HEAD").rpartition("\n")
     if git(folder, "status", "--porcelain", "--", "."):
         raise SkippedError(
             f"{folder} has changes that are not committed, so no commit of it gives this render",
             later="commit them and render again",
         )
-    template = str(top) if is_local else to_be_kept(git(folder, "config", "remote.origin.url"))
-    commit = git(folder, "rev-parse", "HEAD")
+    template = top if is_local else to_be_kept(git(folder, "config", "remote.origin.url"))
     questions = json.loads((folder / "cookiecutter.json").read_text(encoding="utf-8"))
     asked = {name: answers[name] for name in questions if name in answers}
     state = {
@@ -140,7 +140,7 @@ def link(project: Path, answers: Mapping[str, str]) -> None:
         "commit": commit,
         "checkout": answers["_checkout"],
         "context": {"cookiecutter": {**asked, "_template": template, "_commit": commit}},
-        "directory": str(folder.relative_to(top)) if folder != top else None,
+        "directory": str(folder.relative_to(top)) if folder != Path(top) else None,
     }
     text = json.dumps(state, ensure_ascii=False, indent=2)
     (project / ".cruft.json").write_text(text + "\n", encoding="utf-8", newline="\n")
@@ -161,13 +161,7 @@ def start_history(project: Path) -> None:
     if in_git(project):
         raise SkippedError("this folder is inside another git work tree", later=f"git add . && {COMMIT}")
     try:
-        git(project, "init", "--quiet", "--template=")
-        git(project, "symbolic-ref", "HEAD", "refs/heads/main")
-        for role in ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT"):
-            try:
-                git(project, "-c", "user.useConfigOnly=true", "var", role)
-            except SkippedError as error:
-                raise SkippedError("git does not know who commits (user.name and user.email)") from error
+        git(project, "-c", "init.defaultBranch=main", "init", "--quiet", "--template=")
         commit(project, FIRST_MESSAGE, ".")
     except BaseException:
         shutil.rmtree(project / ".git", ignore_errors=True)
@@ -180,7 +174,7 @@ def lock(project: Path) -> None:
     if not shutil.which("uv"):
         raise SkippedError("uv is not on the PATH")
     print("Locking the dependencies with uv; this asks the package index ...", flush=True)
-    run(project, "uv", "lock", seconds=LOCK_SECONDS)
+    run(project, "uv", "lock", "--python", sys.executable, seconds=LOCK_SECONDS)
 
 
 def attempt(what: str, later: str, step: Callable[[], None]) -> bool:
@@ -221,7 +215,7 @@ def first_render(project: Path, answers: Mapping[str, str]) -> None:
 
 
 def main() -> None:
-    answers = json.loads(unquote("{{ cookiecutter|jsonify|urlencode }}"))
+    answers = json.loads("{{ (cookiecutter|jsonify|tojson)[1:-1] }}")
     project = Path.cwd()
     prune(project, answers)
     if "_commit" in answers:  # set by cruft alone

@@ -10,7 +10,6 @@ import re
 import sys
 import unicodedata
 from collections.abc import Iterator, Mapping
-from urllib.parse import unquote
 
 NAME_LIMIT, DESCRIPTION_LIMIT, SLUG_LIMIT, PACKAGE_LIMIT, OWNER_LIMIT = 80, 200, 40, 40, 39
 
@@ -187,8 +186,8 @@ def shown(answer: str) -> str:
 
 
 def main() -> int:
-    # Percent-encoded JSON: no answer can end this string early or mean something in it.
-    answers = json.loads(unquote("{{ cookiecutter|jsonify|urlencode }}"))
+    # ASCII JSON as a JSON string, which is one of Python's too: no answer can end it or mean something in it.
+    answers = json.loads("{{ (cookiecutter|jsonify|tojson)[1:-1] }}")
     answers["project_slug"] = answers["__project_slug"]
     found = problems({question: str(answer) for question, answer in answers.items()})
     if found:

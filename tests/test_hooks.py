@@ -203,7 +203,7 @@ def test_called_from_a_git_hook_the_other_repository_is_left_alone(person: Perso
 
 def test_without_an_identity_nothing_is_committed(person: Person) -> None:
     rendered = person("git", GIT_CONFIG_GLOBAL=os.devnull)
-    assert "because git does not know who commits (user.name and user.email)" in rendered.said
+    assert "git config --global user.email" in rendered.said
     assert not rendered.has_history
 
 
