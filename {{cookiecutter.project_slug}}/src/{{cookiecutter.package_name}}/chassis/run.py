@@ -128,7 +128,7 @@ async def _serve(
 def _version(name: str) -> str:
     """Return the version of an installed distribution, by the name of the folder that its metadata is in.
 
-    importlib.metadata would read it there, but imports what reads mail and archives: a twentieth of the start.
+    importlib.metadata would read it there, but imports what reads archives and resources: a fortieth of the start.
     """
     start, end = f"{name.replace('-', '_')}-", ".dist-info"
     for folder in filter(Path.is_dir, map(Path, sys.path)):

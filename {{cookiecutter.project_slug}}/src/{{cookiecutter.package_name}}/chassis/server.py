@@ -302,6 +302,7 @@ class Server:
 class Protocol(HttpToolsProtocol):
     """uvicorn's protocol, with limits to what a client may bring and to the time that it may take."""
 
+    flow: Flow
     _writes: JoinedWrites
     _header_began: float | None = None
     # When the last answer was complete, if nothing came since.
@@ -332,7 +333,7 @@ class Protocol(HttpToolsProtocol):
         self._header_began = time.monotonic()
         self._writes = JoinedWrites(transport, self.loop, lambda: self._brings_body)
         super().connection_made(self._writes)
-        self.flow = self._flow = Flow(self._writes, self.is_crowded)
+        self.flow = Flow(self._writes, self.is_crowded)
         if len(self.connections) > self._server.max_connections:
             self._turn_away()
 
@@ -340,7 +341,7 @@ class Protocol(HttpToolsProtocol):
         self._server.refusing.discard(self)
         super().connection_lost(exc)
         # Without circles of references it goes now, not when garbage is looked for, which is seldom. bool() is no.
-        self._writes.unread = self._flow.is_crowded = bool
+        self._writes.unread = self.flow.is_crowded = bool
 
     def _turn_away(self) -> None:
         """Tell a client that there are too many, if there are not too many of those either."""
