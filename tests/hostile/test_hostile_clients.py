@@ -287,6 +287,8 @@ def test_clients_that_leave_early_leave_nothing(target: Service, behaved: Behave
 def test_connections_that_have_ended_are_gone(world: World) -> None:
     """Nothing waits for the garbage collector, which comes seldom: what was made in the start is frozen."""
     service = world.start().started()
+    # From here on the collector does nothing at all.
+    assert int(service.ask(service.http, "/connections")[1]) == 1
     for number in range(100):
         with dial(service) as client:
             send(client, b"GET /trouble/x HTTP/1.1\r\nHost: x\r\n\r\n" if number % 3 else b"nonsense\r\n\r\n")
