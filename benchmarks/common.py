@@ -147,6 +147,12 @@ def listening(process: int) -> list[int]:
     ]
 
 
+def connections(process: int) -> int:
+    """Return how many TCP connections a process has."""
+    said = subprocess.run(("ss", "-Htnp"), check=True, capture_output=True, text=True).stdout
+    return said.count(f"pid={process},")
+
+
 def cpu_seconds(process: int) -> float:
     """Return what a process has used so far, all its threads together."""
     after_name = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()

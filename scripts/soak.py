@@ -25,7 +25,7 @@ from pathlib import Path
 
 sys.path.extend(str(Path(__file__).parents[1] / name) for name in ("benchmarks", "tests", "tests/hostile"))
 
-from common import bake, cores, free_port, load, needed
+from common import bake, connections, cores, free_port, load, needed
 from conftest import Project
 from service import Service, wait_for
 from world import descriptors, dial, memory, send, some, threads, world_of
@@ -107,7 +107,7 @@ class Soak:
         command = ("taskset", "-c", str(cores()[-1]), needed("hey"), *limits, self.url)
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as clients:
             # The connections of the load are those of clients that were there before the trouble.
-            time.sleep(seconds / 10)
+            wait_for(lambda: connections(clients.pid) == WORKERS, "the connections of the load")
             fault(time.monotonic() + seconds * 0.7)
             said = clients.communicate()[0]
         statuses = {status: int(count) for status, count in re.findall(r"\[(\d+)]\t(\d+) responses", said)}
@@ -143,12 +143,16 @@ class Soak:
             subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def _until(self, until: float, each: float) -> Iterator[int]:
-        """Count until a time, *each* so many seconds."""
+        """Count until a time, *each* so many seconds: the pace of a fault."""
         for number in itertools.count():
             if time.monotonic() >= until:
                 return
             yield number
             time.sleep(each)
+
+    def _last(self, until: float) -> None:
+        """Let a fault last, which nothing but its time ends."""
+        time.sleep(max(0.0, until - time.monotonic()))
 
     def _garbage(self, until: float) -> None:
         for number in self._until(until, 0.01):
@@ -172,7 +176,7 @@ class Soak:
 
     def _unread(self, until: float) -> None:
         self.reader.reads.clear()
-        time.sleep(until - time.monotonic())
+        self._last(until)
         self.reader.reads.set()
 
     def _flap(self, until: float) -> None:
@@ -185,7 +189,7 @@ class Soak:
         with dial(self.service) as inside:
             send(inside, b"GET /leak HTTP/1.1\r\nHost: x\r\n\r\n")
             some(inside, 1)
-            time.sleep(max(0.0, until - time.monotonic()))
+            self._last(until)
             send(inside, b"GET /leak?back HTTP/1.1\r\nHost: x\r\n\r\n")
             some(inside, 1)
 

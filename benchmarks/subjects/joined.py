@@ -13,6 +13,7 @@ JoinedWrites = importlib.import_module(f"{PACKAGE}.chassis.server").JoinedWrites
 
 
 class Joined(HttpToolsProtocol):
+    # asyncio promises less than a Transport; an event loop makes one of every socket.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(JoinedWrites(transport, self.loop, lambda: False))
 
