@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from {{ cookiecutter.package_name }}.chassis.forwarded import TrustedProxies
+from {{ cookiecutter.package_name }}.chassis.health import Health
+from {{ cookiecutter.package_name }}.chassis.metrics import Metrics
+from {{ cookiecutter.package_name }}.chassis.middleware import Middleware, Traffic
+
 from .conftest import Start, started
 from .process import Process, wait_for
+
+if TYPE_CHECKING:
+    from {{ cookiecutter.package_name }}.chassis.middleware import Receive, Scope, Send
 
 
 def test_an_unhandled_exception_tells_the_client_only_the_request_id(own: Process) -> None:
@@ -53,6 +64,32 @@ def test_pipelined_requests_are_answered_in_order(probe: Process) -> None:
         client.sendall("".join(request.format(i, i, "Connection: close\r\n" * (i == 4)) for i in ids).encode())
         received = b"".join(iter(lambda: client.recv(65536), b""))
     assert [answer[-1:] for answer in received.split(b"HTTP/1.1 200 OK")[1:]] == [b"0", b"1", b"2", b"3", b"4"]
+
+
+def test_no_answer_waits_until_others_are_counted_and_logged() -> None:
+    """Requests come in crowds; what each costs after its answer would be the wait of those behind it."""
+    seen: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body"})
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            seen.append("answered")
+
+    async def crowd() -> None:
+        scope: Scope = {"type": "http", "http_version": "1.0", "method": "GET", "path": "/", "raw_path": b"/"}
+        scope.update(client=None, headers=[])
+        await asyncio.gather(*(middleware(dict(scope), cast("Receive", None), send) for _ in range(3)))
+        await asyncio.sleep(0)
+
+    metrics = SimpleNamespace(observe=lambda *_: seen.append("counted"))
+    health = Health(1, 1)
+    health.state = "ready"
+    middleware = Middleware(app, health, cast("Metrics", metrics), Traffic(), TrustedProxies(""), 0)
+    asyncio.run(crowd())
+    assert seen == ["answered"] * 3 + ["counted"] * 3
 
 
 def test_a_body_over_the_limit_is_refused(start: Start) -> None:

@@ -293,12 +293,16 @@ class Request:
         await self._answer(413, [(b"connection", b"close")], detail=limit)
 
     def _finish(self) -> None:
-        """Count and log the request, once: when its answer is complete or nobody waits for it any more."""
+        """End the request, once: when its answer is complete or nobody waits for it any more."""
+        in_flight = self.middleware.traffic.in_flight
+        if self in in_flight:
+            in_flight.discard(self)
+            # Not before the answers of other requests that came at the same time.
+            asyncio.get_running_loop().call_soon(self._account, time.perf_counter() - self.began)
+
+    def _account(self, duration: float) -> None:
+        """Count and log the request."""
         middleware, scope = self.middleware, self.scope
-        if self not in middleware.traffic.in_flight:
-            return
-        middleware.traffic.in_flight.discard(self)
-        duration = time.perf_counter() - self.began
         status = self.status or CLIENT_CLOSED_REQUEST
         route = self.route
         middleware.traffic.note(duration, self, status)
