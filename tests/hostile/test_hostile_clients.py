@@ -297,6 +297,27 @@ def test_connections_that_have_ended_are_gone(world: World) -> None:
     wait_for(lambda: int(service.ask(service.http, "/connections")[1]) < 5, "ended connections being gone")
 
 
+def test_a_body_waits_with_its_client_until_it_is_read(world: World) -> None:
+    size = 64 << 20
+    service = world.start(APP_HTTP_MAX_BODY=str(size)).started()
+    head = "{} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n"
+    before = memory(service)
+    with dial(service) as client:
+        send(client, head.format("GET /slow?s=3", size).encode())
+        wait_for(lambda: service.lines("slow begins"), "the handler that does not read")
+        client.settimeout(1)
+        with pytest.raises(TimeoutError):
+            client.sendall(bytes(size))
+        # The rest is in the kernel's buffers.
+        assert memory(service) - before < 8 * 1024
+        client.settimeout(20)
+        assert statuses(rest(client)) == [200]
+    with dial(service) as client:
+        send(client, head.format("POST /length", size).encode() + bytes(size))
+        assert rest(client).endswith(str(size).encode())
+    assert memory(service) - before < 8 * 1024
+
+
 def test_a_flood_of_pipelined_requests_is_answered_in_order(target: Service) -> None:
     count = 20_000
     before = memory(target)

@@ -27,7 +27,7 @@ import httptools
 import msgspec
 import uvicorn
 from uvicorn.config import Config
-from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
@@ -370,13 +370,22 @@ class Protocol(HttpToolsProtocol):
     def _parse_more(self) -> None:
         """Parse what was read, as far as no request has to wait for another one's answer."""
         while self._unparsed and not self.pipeline and not self.transport.is_closing():
-            piece = bytes(self._unparsed[:PIECE])
-            del self._unparsed[:PIECE]
+            size = self._piece()
+            piece = bytes(self._unparsed[:size])
+            del self._unparsed[:size]
             self._parse(piece)
-        if not self.is_crowded():
-            self.flow.resume_reading()
-        else:
+        if self.is_crowded():
             self.flow.pause_reading()
+        elif not self._is_busy() or len(self.cycle.body) <= HIGH_WATER_LIMIT:
+            # Else uvicorn has paused it, until the service takes what is there.
+            self.flow.resume_reading()
+
+    def _piece(self) -> int:
+        """Return how many bytes to parse at a time: more of what is known to be a body, which uvicorn joins."""
+        if not self._brings_body:
+            return PIECE
+        length = next((int(value) for name, value in self.scope["headers"] if name == b"content-length"), 0)
+        return max(PIECE, min(HEAD_LIMIT, length - self._body))
 
     def _parse(self, data: bytes) -> None:
         try:
