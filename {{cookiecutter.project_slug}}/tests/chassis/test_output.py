@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -64,16 +64,18 @@ def pipe() -> Iterator[Pipe]:
         yield pipe
 
 
-def test_lines_of_one_iteration_are_written_together_and_in_order(pipe: Pipe) -> None:
+def test_lines_given_together_are_written_together_and_in_order(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[bytes] = []
+    write = os.write
+
+    def watched(descriptor: int, data: bytes) -> int:
+        written.append(data)
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", watched)
     output = Output(pipe.start)
-    due: list[Callable[[], None]] = []
-    output.write_soon(b"1\n", due.append)
-    output.write_soon(b"2\n", due.append)
-    assert (len(due), pipe.read()) == (1, b"")
-    output.write(b"3\n")
-    assert pipe.read() == b"1\n2\n3\n"
-    due[0]()
-    assert pipe.read() == b""
+    output.write(b"1\n", b"2\n")
+    assert (written, pipe.read()) == ([b"1\n2\n"], b"1\n2\n")
 
 
 def test_a_slow_reader_gets_all_lines_and_nobody_waits_for_it(pipe: Pipe) -> None:
@@ -161,8 +163,7 @@ def test_what_interrupts_a_write_may_log(pipe: Pipe, monkeypatch: pytest.MonkeyP
         return write(descriptor, data)
 
     monkeypatch.setattr(os, "write", interrupted)
-    output.write_soon(b"first\n", lambda _: None)
-    output.write(b"second\n")
+    output.write(b"first\n", b"second\n")
     assert pipe.read_until(b"third\n") == b"first\nsecond\nthird\n"
 
 

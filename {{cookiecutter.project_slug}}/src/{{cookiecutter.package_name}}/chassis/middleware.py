@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import heapq
 import itertools
 import random
 import re
 import time
+from collections import deque
 from http import HTTPStatus
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,7 @@ import msgspec
 
 from .forwarded import is_host
 from .health import timestamp
-from .logs import REQUEST, get_logger, request_logger
+from .logs import REQUEST, RequestLines, get_logger
 from .metrics import METHODS
 from .stacks import await_chain, where
 
@@ -50,7 +52,7 @@ REPEATABLE = ("GET", "HEAD", "OPTIONS")
 START_PATIENCE = 50.0
 
 log = get_logger("http")
-log_request = request_logger("http")
+request_lines = RequestLines("http")
 # An id has to be unique, not a secret; asking the kernel for each costs a system call.
 _ids = random.Random()  # noqa: S311
 _READY = SimpleNamespace(path="/-/ready")
@@ -71,6 +73,8 @@ class Traffic:
     def __init__(self) -> None:
         self.in_flight: set[Request] = set()
         self._since = time.monotonic()
+        # Seconds; no request that took less is one of the slowest.
+        self._enough: float = -1
         self._serial = itertools.count()
         self._slowest: list[tuple[float, int, dict[str, object]]] = []
         self._before: list[tuple[float, int, dict[str, object]]] = []
@@ -79,13 +83,15 @@ class Traffic:
         """Remember a finished request if it is one of the slowest; *duration* in seconds."""
         now = time.monotonic()
         if now - self._since > self.PERIOD:
-            self._since, self._before, self._slowest = now, self._slowest, []
-        if len(self._slowest) == self.KEEP and duration <= self._slowest[0][0]:
+            self._since, self._before, self._slowest, self._enough = now, self._slowest, [], -1
+        if duration <= self._enough:
             return
         what = {"ended": timestamp(time.time()), "duration_ms": round(duration * 1000, 3), "status": status}
         heapq.heappush(self._slowest, (duration, next(self._serial), what | request.as_dict()))
         if len(self._slowest) > self.KEEP:
             heapq.heappop(self._slowest)
+        if len(self._slowest) == self.KEEP:
+            self._enough = self._slowest[0][0]
 
     def slowest(self) -> list[dict[str, object]]:
         """Return the slowest requests, slowest first."""
@@ -117,18 +123,48 @@ class Middleware:
         self.app = app
         self.health = health
         self.metrics = metrics
+        self.observe = metrics.observe
         self.traffic = traffic
         self.proxies = proxies
         self.started = asyncio.Event()
         self.max_body = max_body
+        # Requests that ended, each with its duration in seconds and the context that its line is of.
+        self._ended: deque[tuple[Request, float, contextvars.Context]] = deque()
+        self._due = False
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         self.proxies.apply(scope)
         return Request(self, scope, receive, send).handle()
 
+    def end(self, request: Request, duration: float) -> None:
+        """Count and log a *request*, but not before the answers of others that came at the same time."""
+        self._ended.append((request, duration, contextvars.copy_context()))
+        if not self._due:
+            self._due = True
+            loop = asyncio.get_running_loop()
+            # The next time around answers are written, the time after that this.
+            loop.call_soon(loop.call_soon, self._account)
+
+    def _account(self) -> None:
+        self._due = False
+        while self._ended:
+            request, duration, context = self._ended.popleft()
+            context.run(request.account, duration)
+        request_lines.write()
+
 
 class Request:
     """One request on its way through the middleware."""
+
+    status = 0
+    request_id = ""
+    trace_id: str | None = None
+    _body = 0
+    _disconnected = False
+    _too_large = False
+    _bad_host = False
+    _held: Sequence[Message] = ()
+    _headers: Headers = ()
 
     def __init__(self, middleware: Middleware, scope: Scope, receive: Receive, send: Send) -> None:
         self.middleware = middleware
@@ -137,15 +173,6 @@ class Request:
         self._receive = receive
         self._send = send
         self.began = time.perf_counter()
-        self.status = 0
-        self._body = 0
-        self._disconnected = False
-        self._too_large = False
-        self._bad_host = False
-        self._held: list[Message] = []
-        self._headers: list[tuple[bytes, bytes]] = []
-        self.request_id = ""
-        self.trace_id: str | None = None
 
     @property
     def route(self) -> str | None:
@@ -180,25 +207,25 @@ class Request:
 
     def _identify(self) -> int:
         """Take over or make the ids of the request, bind them to its log lines; return its Content-Length."""
-        request_id, traceparent, length, hosts = b"", b"", 0, 0
+        request_id, traceparent, host, length, hosts = b"", b"", b"", 0, 0
         for name, value in self.scope["headers"]:
-            if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
+            if name == b"host":
+                host = value
+                hosts += 1
+            elif name == b"x-request-id" and REQUEST_ID.fullmatch(value):
                 request_id = value
             elif name == b"traceparent":
                 traceparent = value
             elif name == b"content-length":
                 length = int(value)
-            elif name == b"host":
-                hosts += 1
-                self._bad_host = self._bad_host or not is_host(value)
         # https://www.rfc-editor.org/rfc/rfc9112#section-3.2-6
-        self._bad_host = self._bad_host or hosts > 1 or (hosts == 0 and self.scope["http_version"] != "1.0")
+        self._bad_host = hosts > 1 or not is_host(host) or (hosts == 0 and self.scope["http_version"] != "1.0")
         request_id = request_id or b"%032x" % _ids.getrandbits(128)
         self.request_id = request_id.decode()
-        self._headers.append((b"x-request-id", request_id))
+        self._headers = [(b"x-request-id", request_id)]
         common = {"request_id": self.request_id}
         if traceparent and (match := TRACEPARENT.fullmatch(traceparent)):
-            self._headers.append((b"traceparent", traceparent))
+            self._headers = [*self._headers, (b"traceparent", traceparent)]
             self.trace_id = common["trace_id"] = match[1].decode()
             common["span_id"] = match[2].decode()
         REQUEST.set(common)
@@ -260,23 +287,27 @@ class Request:
     async def _hold(self, message: Message) -> None:
         if self._too_large and not self.status:
             return
-        self._held.append(message)
+        self._held = [*self._held, message]
         if not message.get("more_body", False):
             return
-        held, self._held = self._held, []
+        held, self._held = self._held, ()
         for earlier in held:
             await self._forward(earlier)
 
-    async def _forward(self, message: Message) -> None:
+    def _forward(self, message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = [*message.get("headers", ()), *self._headers]
             if self.middleware.health.state == "draining":
                 headers += _DRAINING
-            message = {**message, "headers": headers}
-        await self._send(message)
+            return self._send({**message, "headers": headers})
         if message["type"] == "http.response.body" and not message.get("more_body", False):
-            self._finish()
+            return self._complete(message)
+        return self._send(message)
+
+    async def _complete(self, message: Message) -> None:
+        await self._send(message)
+        self._finish()
 
     async def _answer(self, status: int, headers: Headers = (), **members: object) -> None:
         """Answer with a problem, unless another answer has begun."""
@@ -297,17 +328,16 @@ class Request:
         in_flight = self.middleware.traffic.in_flight
         if self in in_flight:
             in_flight.discard(self)
-            # Not before the answers of other requests that came at the same time.
-            asyncio.get_running_loop().call_soon(self._account, time.perf_counter() - self.began)
+            self.middleware.end(self, time.perf_counter() - self.began)
 
-    def _account(self, duration: float) -> None:
+    def account(self, duration: float) -> None:
         """Count and log the request."""
         middleware, scope = self.middleware, self.scope
         status = self.status or CLIENT_CLOSED_REQUEST
         route = self.route
         middleware.traffic.note(duration, self, status)
-        middleware.metrics.observe(scope["method"], route or "", status, duration)
-        log_request(
+        middleware.observe(scope["method"], route or "", status, duration)
+        request_lines.add(
             {
                 "method": scope["method"],
                 "path": scope["raw_path"].decode("ascii", "backslashreplace"),

@@ -58,7 +58,6 @@ class Output:
         self._queued = 0
         # While there is one, it alone writes.
         self._thread: threading.Thread | None = None
-        self._due = False
         self._writing = False
         self._told = 0
         self._failing = False
@@ -68,34 +67,29 @@ class Output:
         poll.register(descriptor, select.POLLOUT)
         self._poll = poll.poll
 
-    def write(self, line: bytes) -> None:
-        """Write one *line*, its end included, now or as soon as the reader lets it."""
+    def write(self, *lines: bytes) -> None:
+        """Write whole *lines*, their ends included, now or as soon as the reader lets it."""
         with self._lock:
             idle = self._thread is None and not (self._queue or self._writing or self._torn or self._failing)
-            if idle and len(line) <= self._at_once and self._poll(0):
+            if idle and len(lines) == 1 and len(lines[0]) <= self._at_once and self._poll(0):
                 # The usual case, by the shortest way.
                 try:
-                    if os.write(self._descriptor, line) == len(line):
+                    if os.write(self._descriptor, lines[0]) == len(lines[0]):
                         return
                     self._torn = True
                 except OSError:
                     pass
-            self._keep(line)
-        self.write_kept()
+            if self._queued + (size := sum(map(len, lines))) <= self._limit:
+                self._queue.extend(lines)
+                self._queued += size
+            else:
+                for line in lines:
+                    self._keep(line)
+        self._write_kept()
 
-    def write_soon(self, line: bytes, call_soon: Callable[[Callable[[], None]], object]) -> None:
-        """Write one *line* with others, in one system call, when *call_soon* of the event loop gets to it."""
-        with self._lock:
-            self._keep(line)
-            if self._due:
-                return
-            self._due = True
-        call_soon(self.write_kept)
-
-    def write_kept(self) -> None:
+    def _write_kept(self) -> None:
         """Write what waits, as far as that goes without waiting; leave the rest to a thread."""
         with self._lock:
-            self._due = False
             if self._writing:
                 return
             self._writing = True
@@ -117,7 +111,7 @@ class Output:
 
     def flush(self, limit: float) -> None:
         """Wait until nothing waits any more, *limit* seconds at most."""
-        self.write_kept()
+        self._write_kept()
         deadline = time.monotonic() + limit
         while self._thread is not None and time.monotonic() < deadline:
             time.sleep(0.005)
