@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from prometheus_client.metrics import Histogram
+from prometheus_client.registry import Collector, CollectorRegistry
 
 from {{ cookiecutter.package_name }}.chassis.health import Health
+from {{ cookiecutter.package_name }}.chassis.metrics import DURATION_BUCKETS, Durations
 from {{ cookiecutter.package_name }}.chassis.middleware import Request, Traffic
 from {{ cookiecutter.package_name }}.chassis.stacks import Stall, Watchdog
 
@@ -49,6 +52,23 @@ def test_metrics_have_the_standard_names_and_few_series(own: Process) -> None:
     for metric in ("http_server_active_requests 0.0", "event_loop_lag_seconds_count", "app_info{", "process_open_fds"):
         assert f"\n{metric}" in text
     assert admin(own, "/metrics", Accept="application/openmetrics-text").body.endswith(b"# EOF\n")
+
+
+def test_durations_are_told_as_a_histogram_of_prometheus_client_tells_them() -> None:
+    ours, theirs = Durations(), CollectorRegistry()
+    name, told, labels = "http_server_request_duration_seconds", "Time.", ("method", "route", "status")
+    histogram = Histogram(name, told, labels, buckets=DURATION_BUCKETS, registry=theirs)
+    for status in (200, 500):
+        for duration in (0, *DURATION_BUCKETS, *(bound * 1.5 for bound in DURATION_BUCKETS)):
+            ours.observe("GET", "/", status, duration)
+            histogram.labels("GET", "/", str(status)).observe(duration)
+
+    def told_by(collector: Collector) -> list[tuple[str, list[str], float]]:
+        [family] = collector.collect()
+        told = [(sample.name, list(sample.labels.values()), sample.value) for sample in family.samples]
+        return [sample for sample in told if not sample[0].endswith("_created")]
+
+    assert told_by(ours) == told_by(theirs)
 
 
 def test_version_and_config_say_what_runs(start: Start, secrets: Path) -> None:

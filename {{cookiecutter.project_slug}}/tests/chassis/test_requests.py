@@ -86,7 +86,7 @@ def test_no_answer_waits_until_others_are_counted_and_logged() -> None:
         for _ in range(3):
             await asyncio.sleep(0)
 
-    metrics = SimpleNamespace(observe=lambda *_: seen.append("counted"))
+    metrics = SimpleNamespace(durations=SimpleNamespace(observe=lambda *_: seen.append("counted")))
     health = Health(1, 1)
     health.state = "ready"
     middleware = Middleware(app, health, cast("Metrics", metrics), Traffic(), TrustedProxies(""), 0)

@@ -123,7 +123,7 @@ class Middleware:
         self.app = app
         self.health = health
         self.metrics = metrics
-        self.observe = metrics.observe
+        self.observe = metrics.durations.observe
         self.traffic = traffic
         self.proxies = proxies
         self.started = asyncio.Event()
