@@ -259,6 +259,7 @@ class Bench:
         The first is held against the command without hooks, the second against that with the rest by hand.
         """
         person = {f"GIT_{role}_{what}": "me@localhost" for role in ROLES for what in ("NAME", "EMAIL")}
+        person["PATH"] = os.pathsep.join((str(Path(needed("uv")).parent), os.environ["PATH"]))
         plain, hooked = ((sys.executable, "-m", "cookiecutter", *RENDER, answer) for answer in ("no", "yes"))
         ways: dict[str, tuple[list[tuple[str, ...]], dict[str, str]]] = {
             "plain": ([plain], environment(**person)),
