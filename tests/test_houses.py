@@ -1,5 +1,6 @@
 """Pre-commit sees what must not get into a project; that a fresh one passes, test_workflows.py shows."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -40,8 +41,12 @@ MISTAKES = (
     ("src/my_service/domain.py", '"""The domain."""\n\nimport starlette.routing\n', "lint-imports"),
     (".env.example", "APP_NOTHING=1\n", "env-example"),
 )
-# These hooks don't name the file: one knows a single file, one puts it right, one names the module.
-NAMELESS = ("env-example", "lint-imports", "ruff-format")
+# What the hooks say that don't name the file: one knows a single file, one names modules, one puts it right.
+NAMELESS = {
+    "env-example": "Now run - uv run my-service config --format dotenv > .env.example",
+    "lint-imports": "my_service.domain is not allowed to import starlette",
+    "ruff-format": "1 file reformatted",
+}
 
 
 @pytest.fixture
@@ -55,14 +60,19 @@ def committed(bake: Bake, uv: Path) -> Project:
 
 
 @pytest.mark.parametrize("hook", dict.fromkeys(hook for _, _, hook in MISTAKES))
-def test_each_mistake_is_seen_by_its_hook(committed: Project, uv: Path, hook: str) -> None:
+def test_each_mistake_is_seen_by_its_hook(committed: Project, uv: Path, tmp_path: Path, hook: str) -> None:
     names = [name for name, _, sees in MISTAKES if sees == hook]
     for name, text, _ in MISTAKES:
         if name in names:
             (committed.path / name).write_text(text, encoding="utf-8")
     git(committed.path, "add", "--all")
+    # A person has uv on the PATH; what else lies next to ours must not help.
+    (tmp_path / "programs").mkdir()
+    (tmp_path / "programs" / "uv").symlink_to(uv)
+    path = f"{tmp_path / 'programs'}{os.pathsep}{os.environ['PATH']}"
     with pytest.raises(pytest.fail.Exception) as failed:
-        committed.run(uv, "run", "--quiet", "pre-commit", "run", "--all-files", hook)
+        committed.run(uv, "run", "--quiet", "pre-commit", "run", "--all-files", hook, PATH=path)
     said = str(failed.value)
-    unseen = [name for name in names if Path(name).name not in said and hook not in NAMELESS]
+    words = [NAMELESS[hook]] if hook in NAMELESS else [Path(name).name for name in names]
+    unseen = [word for word in words if word not in said]
     assert not unseen, said
