@@ -90,12 +90,13 @@ def test_a_slow_reader_gets_all_lines_and_nobody_waits_for_it(pipe: Pipe) -> Non
     assert output.lost == 0
 
 
-def test_what_does_not_fit_is_counted_and_told(pipe: Pipe) -> None:
+@pytest.mark.parametrize("at_once", [1, len(LINES)])
+def test_what_does_not_fit_is_counted_and_told(pipe: Pipe, at_once: int) -> None:
     output = Output(pipe.start, limit=2 * SIZE)
     told: list[int] = []
     output.on_recovery = told.append
-    for line in LINES:
-        output.write(line)
+    for first in range(0, len(LINES), at_once):
+        output.write(*LINES[first : first + at_once])
     assert 0 < output.lost < len(LINES)
     output.flush(0)
     assert told == []
