@@ -5,7 +5,6 @@ uvicorn has such a cost too, it is measured in turn.
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -17,7 +16,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 from common import cpu_seconds, environment, listening, load, needed, paced, proportional_memory
-from table import Bench, machine, say, url
+from table import Bench, machine, say, url, write
 
 KIB = 1024
 # CPU is counted in hundredths of a second: this gives a figure of half a millisecond a second.
@@ -166,7 +165,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="How cost grows.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=4, help="of load at each size")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures there, and the tables beside it"
+    )
     options = parser.parse_args()
     for name in ("wrk", "hey", "taskset", "ss"):
         needed(name)
@@ -181,11 +182,11 @@ def main() -> None:
             measures.settings,
         ]
         growths = [growth for measure in parts for growth in measure()]
-    print(f"\n{machine()}\n")
-    print("\n\n".join("\n".join(growth.lines()) for growth in growths))
+    text = "\n\n".join([machine(), *("\n".join(growth.lines()) for growth in growths)])
+    print(f"\n{text}")
     if options.json:
-        said = {"machine": machine(), "growth": [asdict(growth) for growth in growths]}
-        options.json.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+        figures = {"machine": machine(), "growth": [asdict(growth) for growth in growths]}
+        write(options.json, figures, "How cost grows", text)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """What the chassis costs: one table of ratios, each of two things measured in turn in the same run.
 
-The machine's mood moves both sides of a ratio alike, so nothing here is a limit on time: what counts are
-medians of ratios of neighbouring rounds. Servers run on the first core, load and readers of logs on the last.
+The speed of the machine changes both sides of a ratio alike, so what counts are medians of ratios of
+neighbouring rounds. Servers run on the first core, load and readers of logs on the last. What each measure
+must be, and why, is in docs/performance.md.
 """
 
 import argparse
@@ -133,9 +134,9 @@ class Bench:
         wired = rates["wired"]
         note = f"{statistics.median(wired):.0f} requests a second"
         return [
-            Row("throughput", "bare Starlette", ">=", 0.75, 1.0, ratios(wired, rates["bare"]), note=note),
+            Row("throughput", "bare Starlette", ">=", 0.80, 0.90, ratios(wired, rates["bare"]), note=note),
             Row("throughput", "joined writes alone", ">=", 0.60, 0.80, ratios(wired, rates["joined"])),
-            Row("throughput", "FastAPI, access log", ">=", 2.0, 3.0, ratios(wired, rates["peer"])),
+            Row("throughput", "FastAPI, access log", ">=", 2.5, 3.0, ratios(wired, rates["peer"])),
             tails,
         ]
 
@@ -151,7 +152,7 @@ class Bench:
             )
         note = f"{statistics.median(found['wired']) * 1000:.1f} ms at {rate:.0f}/s"
         return Row(
-            "p99 at half the rate", "bare Starlette", "<=", 1.2, 1.0, ratios(*found.values()), note=note
+            "p99 at half the rate", "bare Starlette", "<=", 1.3, 1.1, ratios(*found.values()), note=note
         )
 
     def starts(self) -> list[Row]:
@@ -169,8 +170,8 @@ class Bench:
             say(f"start {number + 1}: " + ", ".join(f"{kind} {began[kind][-1]:.3f} s" for kind in began))
         note = f"{statistics.median(began['wired']) * 1000:.0f} ms"
         return [
-            Row("start to first 200", "bare Starlette", "<=", 1.2, 0.7, ratios(*began.values()), note=note),
-            Row("SIGTERM to exit", "", "<=", 150, 50, stops, " ms"),
+            Row("start to first 200", "bare Starlette", "<=", 1.4, 1.2, ratios(*began.values()), note=note),
+            Row("SIGTERM to exit", "", "<=", 600, 400, stops, " ms"),
         ]
 
     def memory(self) -> list[Row]:
@@ -188,13 +189,13 @@ class Bench:
         idle, after = (f"{wired[at] / 2**20:.1f} MiB" for at in (0, 2))
         grown = f"the first {WARM // 1000} k"
         return [
-            Row("memory, idle", "bare Starlette", "<=", 1.4, 1.2, [wired[0] / bare[0]], note=idle),
+            Row("memory, idle", "bare Starlette", "<=", 1.2, 1.1, [wired[0] / bare[0]], note=idle),
             Row(
                 f"after {self.many / 1e6:g} M requests",
                 "bare",
                 "<=",
-                1.4,
                 1.2,
+                1.1,
                 [wired[2] / bare[2]],
                 note=after,
             ),
@@ -223,7 +224,7 @@ class Bench:
                 values.append(float(done.stderr))
         note = f"{statistics.median(found['wired']):.0f} lines a second"
         return [
-            Row("log lines", "stdlib, JSON formatter", ">=", 2.0, 3.0, ratios(*found.values()), note=note)
+            Row("log lines", "stdlib, JSON formatter", ">=", 1.5, 2.0, ratios(*found.values()), note=note)
         ]
 
     def commands(self) -> list[Row]:
@@ -249,7 +250,7 @@ class Bench:
                     found[name].append(usage.ru_utime + usage.ru_stime)
         check, healthcheck = (ratios(found[name], found["nothing"]) for name in ("check", "healthcheck"))
         return [
-            Row("CPU of check", "python -c pass", "<=", 8, 5, check),
+            Row("CPU of check", "python -c pass", "<=", 40, 30, check),
             Row("CPU of healthcheck", "python -c pass", "<=", 3, 2, healthcheck),
         ]
 
@@ -306,7 +307,7 @@ class Bench:
             check=True,
             stdout=subprocess.DEVNULL,
         )
-        return [Row("generated suite", "", "<=", 30, 12, [time.perf_counter() - began], " s")]
+        return [Row("generated suite", "", "<=", 8, 5, [time.perf_counter() - began], " s")]
 
     def instances(self) -> list[Row]:
         found: dict[int, list[float]] = {1: [], 2: []}
@@ -360,6 +361,12 @@ def machine() -> str:
     return f"{len(cores())} cores of {model}, Linux {platform.release()}"
 
 
+def write(path: Path, figures: object, title: str, text: str) -> None:
+    """Write figures as JSON to *path*, and as text for people beside it."""
+    path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(f"# {title}\n\n{text}\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="What the chassis costs, as ratios.")
     parser.add_argument("--rounds", type=int, default=5)
@@ -368,7 +375,9 @@ def main() -> None:
     parser.add_argument(
         "--only", metavar="NAME", action="append", help="measure that alone (may be repeated)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures there, and the table beside it"
+    )
     options = parser.parse_args()
     for name in ("wrk", "hey", "haproxy", "taskset", "ss"):
         needed(name)
@@ -390,12 +399,12 @@ def main() -> None:
         python = subprocess.run(
             (bench.python, "-V"), check=True, capture_output=True, text=True
         ).stdout.strip()
-    print(f"\n{machine()}; {python}\n")
-    print("| measure | against | median (range) | must | aim | |\n|---|---|---|---|---|---|")
-    print("\n".join(row.line() for row in rows))
+    head = ["| measure | against | median (range) | must | aim | |", "|---|---|---|---|---|---|"]
+    text = "\n".join([f"{machine()}; {python}", "", *head, *(row.line() for row in rows)])
+    print(f"\n{text}")
     if options.json:
         what = {"machine": machine(), "python": python, "rows": [asdict(row) for row in rows]}
-        options.json.write_text(json.dumps(what, indent=1) + "\n", encoding="utf-8")
+        write(options.json, what, "What the chassis costs", text)
 
 
 if __name__ == "__main__":

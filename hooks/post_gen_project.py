@@ -208,9 +208,9 @@ def first_render(project: Path, answers: Mapping[str, str]) -> None:
     print(
         f"\n{answers['project_slug']} is there. Next:\n\n"
         f"  cd {shlex.quote(str(project))}\n"
-        f"  uv run pytest\n"
-        f"  uv run python -m {answers['package_name']}\n\n"
-        "and open http://127.0.0.1:8000/-/ready (traffic) and http://127.0.0.1:8001/-/config (introspection)."
+        "  make dev     # run it, and restart it when a file is saved\n"
+        "  make test    # run its tests\n\n"
+        "and open http://127.0.0.1:8000/greetings/Ada (a route) and http://127.0.0.1:8001/ (for operators)."
     )
 
 

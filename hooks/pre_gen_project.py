@@ -96,6 +96,8 @@ DEPENDENCIES: Mapping[str, tuple[str, ...]] = {
     "uvicorn": ("uvicorn",),
     "uvloop": ("uvloop",),
     "virtualenv": ("virtualenv",),
+    "watchfiles": ("watchfiles",),
+    "websockets": ("websockets",),
     "zizmor": (),
 }
 PROJECT_FOLDERS = {"chassis", "conftest", "src", "tests"}

@@ -1,6 +1,6 @@
 """Bake a service with the default answers, start it, and say what to open; Ctrl-C stops it.
 
-DEMO_PORT and DEMO_ADMIN_PORT choose the ports; else 8000 and 8001, or free ones where those are taken.
+DEMO_PORT and DEMO_ADMIN_PORT choose the ports; otherwise 8000 and 8001 are used, or free ones instead.
 """
 
 import os

@@ -11,6 +11,7 @@ import json
 import os
 import random
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -23,12 +24,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-sys.path.extend(str(Path(__file__).parents[1] / name) for name in ("benchmarks", "tests", "tests/hostile"))
+sys.path.extend(str(Path(__file__).parents[1] / name) for name in ("benchmarks", "tests"))
 
 from common import bake, connections, cores, free_port, load, needed
-from conftest import Project
-from service import Service, wait_for
-from world import descriptors, dial, memory, send, some, threads, world_of
+from kit.hostile import descriptors, memory, send, some, threads
+from kit.project import Project
+from kit.service import Service, wait_for
+from kit.world import World
 
 WORKERS = 16
 # As many as it takes to use them up in no time.
@@ -96,7 +98,7 @@ class Soak:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.service.http}/trouble/x"
+        return f"http://127.0.0.1:{self.service.port()}/trouble/x"
 
     def state(self) -> State:
         return State(memory(self.service) // 1024, descriptors(self.service), threads(self.service))
@@ -135,7 +137,7 @@ class Soak:
 
     def _slow(self, mode: str, until: float) -> None:
         path = {"slow bodies": "/length", "slow readers": "/large"}.get(mode, "/trouble/x")
-        url = f"http://127.0.0.1:{self.service.http}{path}"
+        url = f"http://127.0.0.1:{self.service.port()}{path}"
         seconds = str(round(until - time.monotonic()))
         limits = ("-c", "300", "-r", "100", "-i", "1", "-p", "2", "-l", seconds)
         with tempfile.TemporaryDirectory() as folder:
@@ -157,18 +159,18 @@ class Soak:
     def _garbage(self, until: float) -> None:
         for number in self._until(until, 0.01):
             head = b"POST /length HTTP/1.1\r\nHost: x\r\n" if number % 2 else b""
-            with dial(self.service) as client:
+            with self.service.dial() as client:
                 send(client, head + self._chance.randbytes(200))
 
     def _leave(self, until: float) -> None:
         for number in self._until(until, 0.01):
-            with dial(self.service) as client:
+            with self.service.dial() as client:
                 send(client, b"GET /slow?s=5 HTTP/1.1\r\nHost: x\r\n\r\n")
                 if number % 2:
                     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
 
     def _crowd(self, until: float) -> None:
-        clients = [dial(self.service) for _ in range(CONNECTIONS + 50)]
+        clients = [self.service.dial() for _ in range(CONNECTIONS + 50)]
         for _ in self._until(until, 1):
             some(clients[-1])
         for client in clients:
@@ -186,7 +188,7 @@ class Soak:
 
     def _descriptors(self, until: float) -> None:
         # The one who gives them back has to be inside before.
-        with dial(self.service) as inside:
+        with self.service.dial() as inside:
             send(inside, b"GET /leak HTTP/1.1\r\nHost: x\r\n\r\n")
             some(inside, 1)
             self._last(until)
@@ -203,11 +205,11 @@ class Soak:
             secret = self.secrets / "probe_password"
             secret.with_name("new").write_text(f"secret {number}")
             secret.with_name("new").rename(secret)
-            self.service.process.send_signal(1)
+            self.service.signal(signal.SIGHUP)
 
     def _ask(self, path: str) -> None:
         with contextlib.suppress(OSError):
-            self.service.ask(self.service.http, path)
+            self.service.ask(path)
 
 
 @contextlib.contextmanager
@@ -219,19 +221,13 @@ def soaked(folder: Path) -> Iterator[Soak]:
     os.mkfifo(fifo)
     reader = Reader(fifo)
     (folder / "services").mkdir()
-    with world_of(project, folder / "services") as world:
+    with World(project, folder / "services") as world:
         secrets = world.secrets()
         shell = ("sh", "-c", f'exec "$@" > {fifo}', "-")
         prefix = ("taskset", "-c", str(cores()[0]), "prlimit", f"--nofile={FILES}", "--", *shell)
-        http, admin = free_port(), free_port()
-        service = world.start(
-            prefix=prefix,
-            secrets=secrets,
-            APP_HTTP_PORT=str(http),
-            APP_ADMIN_PORT=str(admin),
-            APP_HTTP_MAX_CONNECTIONS=str(CONNECTIONS),
-        )
-        service.http, service.admin = http, admin
+        ports = {"http": free_port(), "admin": free_port()}
+        limit = {"APP_HTTP_MAX_CONNECTIONS": str(CONNECTIONS)}
+        service = world.start(prefix=prefix, secrets=secrets, ports=ports, **limit)
         wait_for(lambda: reader.events["ready"], "the service being ready")
         yield Soak(service, reader, secrets)
 
@@ -254,7 +250,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, soaked(Path(folder)) as soak:
         # The service has the first core for itself.
         os.sched_setaffinity(0, {cores()[-1]})
-        most = load(soak.service.process.pid, soak.url, 10).rate
+        most = load(soak.service.pid, soak.url, 10).rate
         say(f"At most {most:.0f} requests a second")
         faults = soak.faults()
         # Each fault comes at least twice.
@@ -275,8 +271,7 @@ def main() -> int:
             )
         sound = report(most, slots, states)
         written, lost = soak.reader.events["request"], int(soak.service.series()["log_lines_lost_total"])
-        soak.service.process.terminate()
-        status = soak.service.process.wait(60)
+        status = soak.service.stop(60)
     said = ", ".join(f"{count} of {event}" for event, count in soak.reader.events.most_common())
     odd = len(soak.reader.odd)
     print(f"\nLines: {said}; lost while nobody read: {lost}; not JSON: {odd}. Exit status: {status}.")

@@ -1,6 +1,6 @@
 """Run a command while clients ask the service on a port of this machine: under_load.py PORT COMMAND...
 
-The service needs the route /work, which the clients of tests/load.py ask for.
+The service needs the route /work, which the clients of tests/kit/load.py ask for.
 """
 
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
-from load import Load
+from kit.load import Load
 
 
 def main(port: str, *command: str) -> int:

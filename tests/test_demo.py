@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import pytest
-from conftest import ROOT, clean_environment
-from service import free_port
+from kit.project import ROOT
+from kit.service import clean_environment, free_port
 
 
 @pytest.mark.slow

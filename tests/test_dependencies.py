@@ -1,5 +1,6 @@
 """Both ends of the version ranges: fresh locks have the newest (test_generated.py), here are the lowest."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -7,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Bake, clean_environment
-from workflows import steps
+from kit.project import NOT_COPIED, ROOT, Bake
+from kit.service import clean_environment
+from kit.workflows import steps
 
 pytestmark = pytest.mark.slow
 
@@ -20,8 +22,10 @@ def test_the_suite_passes_with_the_lowest_versions_that_are_allowed(
     project = bake(web_framework=framework)
     for step in steps(project.path, "weekly", "test"):
         if not step.run.startswith("pipx"):
-            command = re.sub(r"^uv\b", str(uv), step.run)
-            project.run("bash", "-ec", command, UV_PYTHON="3.11", UV_RESOLUTION="lowest-direct")
+            wanted = {"UV_PYTHON": "3.11", "UV_RESOLUTION": "lowest-direct"}
+            project.run(
+                "bash", "-ec", step.run, PATH=f"{uv.parent}{os.pathsep}{os.environ['PATH']}", **wanted
+            )
     lock = (project.path / "uv.lock").read_text()
     for name, lowest in re.findall(
         r'"([a-z0-9.-]+)>=([0-9.]+),<', (project.path / "pyproject.toml").read_text()
@@ -34,7 +38,7 @@ def test_the_suite_passes_with_the_lowest_versions_that_are_allowed(
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """The template, as it was when msgspec 0.20 was the newest."""
-    ignored = shutil.ignore_patterns(".git", ".venv", "build", "__pycache__", ".*_cache", ".hypothesis")
+    ignored = shutil.ignore_patterns(*NOT_COPIED)
     copy = Path(shutil.copytree(ROOT, tmp_path / "template", ignore=ignored))
     pyproject = copy / "{{cookiecutter.project_slug}}" / "pyproject.toml"
     text = re.sub(r'"msgspec>=[^"]+"', '"msgspec>=0.19,<0.21"', pyproject.read_text())

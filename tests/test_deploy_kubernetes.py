@@ -6,6 +6,7 @@ There is no cluster here. `.github/workflows/kind.yml` has one.
 import json
 import re
 import shutil
+import signal
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
@@ -15,10 +16,11 @@ from typing import Any
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
-from conftest import ROOT, Project, clean_environment, tool
+from kit.engine import Engine
+from kit.project import ROOT, Project, Renders
+from kit.service import Service, ask, clean_environment, wait_for
+from kit.tools import tool
 from packaging.version import Version
-from service import Service, wait_for
-from test_image import Engine, ask
 
 pytestmark = pytest.mark.slow
 
@@ -31,15 +33,8 @@ KEEP_SECONDS = 60
 
 
 @pytest.fixture(scope="module")
-def project(cookies_session: Any, uv: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The default service, with its environment, for all tests of this file."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", str(tmp_path_factory.mktemp("no-tools")))
-        result = cookies_session.bake(template=str(ROOT))
-    assert result.exception is None, result
-    project = Project(result.project_path, result.context)
-    project.run(uv, "sync", "--quiet")
-    return project
+def project(rendered: Project) -> Project:
+    return rendered
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +62,7 @@ def monitored(
     shutil.copytree(project.path / "deploy/kubernetes", copy)
     file = copy / "overlays/example/kustomization.yaml"
     text, count = re.subn(r"^( +)# - ", r"\1- ", file.read_text(), flags=re.M)
-    assert count == 3
+    assert count > 2
     file.write_text(text)
     return list(yaml.safe_load_all(kustomize(file.parent)))
 
@@ -228,34 +223,32 @@ def running(project: Project, overlay: list[Object], tmp_path: Path) -> Iterator
     """The service with the environment that the manifests give it, on free ports."""
     env = settings(overlay) | {"APP_HTTP_PORT": "0", "APP_ADMIN_PORT": "0"}
     env |= {"APP_LOG_FORMAT": "json", "APP_DRAIN_DELAY": str(KEEP_SECONDS)}
-    service = Service((project.path / ".venv/bin" / project.path.name,), tmp_path, project.path, **env)
+    service = Service((project.command,), tmp_path, clean_environment(**env), project.path)
     try:
-        yield service.started()
+        yield service.ready()
     finally:
-        service.process.kill()
-        service.process.wait()
+        service.kill()
 
 
 def test_every_probe_is_answered(monitored: list[Object], running: Service) -> None:
-    ports = {"http": running.http, "admin": running.admin}
     probes = {
-        name: (ports[probe["httpGet"]["port"]], probe["httpGet"]["path"])
+        name: (probe["httpGet"]["path"], probe["httpGet"]["port"])
         for name, probe in container(monitored).items()
         if name.endswith("Probe")
     }
     assert set(probes) == {"startupProbe", "livenessProbe", "readinessProbe"}
-    assert {name: running.ask(*at)[0] for name, at in probes.items()} == dict.fromkeys(probes, 200)
+    assert {name: running.status(*at) for name, at in probes.items()} == dict.fromkeys(probes, 200)
     (endpoint,) = of_kind(monitored, "PodMonitor")["spec"]["podMetricsEndpoints"]
-    status, metrics = running.ask(ports[endpoint["port"]], endpoint["path"])
-    assert (status, "http_server_request_duration_seconds" in metrics) == (200, True)
+    metrics = running.ask(endpoint["path"], port=endpoint["port"])
+    assert (metrics.status, "http_server_request_duration_seconds" in metrics.text) == (200, True)
     (port,) = of_kind(monitored, "Service")["spec"]["ports"]
-    assert running.ask(ports[port["targetPort"]], "/greetings/Ada")[0] == 200
+    assert running.status("/greetings/Ada", port["targetPort"]) == 200
 
     # A pod that ends is alive, and not ready.
-    running.process.terminate()
-    wait_for(lambda: running.ask(*probes["readinessProbe"])[0] == 503, "the readiness probe to fail")
-    assert running.ask(*probes["livenessProbe"])[0] == 200
-    assert running.ask(ports[port["targetPort"]], "/greetings/Ada")[0] == 200
+    running.signal(signal.SIGTERM)
+    wait_for(lambda: running.status(*probes["readinessProbe"]) == 503, "the readiness probe to fail")
+    assert running.status(*probes["livenessProbe"]) == 200
+    assert running.status("/greetings/Ada", port["targetPort"]) == 200
 
 
 def flags(pod: Object, image_user: str) -> list[str]:
@@ -289,13 +282,6 @@ def flags(pod: Object, image_user: str) -> list[str]:
     return made
 
 
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    engine = Engine()
-    yield engine
-    engine.call("image", "rm", "--force", *engine.images, check=False)
-
-
 def put(folder: Path, token: str, mode: int) -> None:
     """Put a secret there as the kubelet does: in a folder of its own, behind a link that is swapped."""
     new = folder / f"..{uuid.uuid4().hex}"
@@ -312,11 +298,9 @@ def put(folder: Path, token: str, mode: int) -> None:
 # OpenShift's kind of user is one that nobody has heard of, in the group of root.
 @pytest.mark.parametrize("user", [None, "1000700000:0"], ids=["the image's user", "any user"])
 def test_the_image_runs_in_the_pods_security_context(
-    engine: Engine, project: Project, uv: Path, overlay: list[Object], tmp_path: Path, user: str | None
+    engine: Engine, renders: Renders, overlay: list[Object], tmp_path: Path, user: str | None
 ) -> None:
-    if not (project.path / "uv.lock").exists():
-        project.run(uv, "lock")
-    image, _ = engine.build(project.path)
+    image, _ = engine.build(renders.as_people_do().path)
     pod = of_kind(overlay, "Deployment")["spec"]["template"]["spec"]
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     (secret,) = (mount for mount in pod["containers"][0]["volumeMounts"] if mount["name"] == "secrets")
@@ -336,11 +320,11 @@ def test_the_image_runs_in_the_pods_security_context(
     with engine.container(image, *options, *published) as identity:
         engine.ready(identity)
         http, admin = (engine.port(identity, port["containerPort"]) for port in pod["containers"][0]["ports"])
-        assert ask(http, "/greetings/Ada")[0] == 200
-        assert ask(admin, "/-/ready")[0] == 200
+        assert ask(http, "/greetings/Ada").status == 200
+        assert ask(admin, "/-/ready").status == 200
 
         def guarded(token: str) -> int:
-            return ask(admin, "/-/requests", Authorization=f"Bearer {token}")[0]
+            return ask(admin, "/-/requests", headers={"Authorization": f"Bearer {token}"}).status
 
         assert (guarded("the first"), guarded("the second")) == (200, 403)
         put(folder, "the second", mode)

@@ -11,56 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Project
-from load import Load
-from test_image import Engine, ask
-from test_rolling_restart import free_ports
+from kit.engine import Engine
+from kit.load import ROWS, Load
+from kit.project import ROOT, Project, Renders
+from kit.service import answers, free_ports, wait_for
 
 pytestmark = pytest.mark.slow
 
 # The service, with a route that the load asks for; and, if it is told so, never ready.
-WORK = """
-import asyncio
-import hashlib
-import os
-import sys
-
-from starlette.responses import PlainTextResponse
-from starlette.routing import Route
-
-from PACKAGE import __main__ as ours
-from PACKAGE.chassis import cli
-
-
-class Never:
-    async def ping(self):
-        raise ConnectionError("this image is broken")
-
-
-async def work(request):
-    body = await request.body()
-    await asyncio.sleep(float(request.query_params["s"]))
-    return PlainTextResponse(hashlib.sha256(body).hexdigest())
-
-
-def service():
-    given = ours.service()
-
-    def register(registry, config):
-        given.register(registry, config)
-        if "NEVER_READY" in os.environ:
-            registry.register_value(Never, Never(), ping=Never.ping)
-
-    def create_app(config, registry):
-        app = given.create_app(config, registry)
-        app.router.routes.append(Route("/work", work, methods=["GET", "POST"]))
-        return app
-
-    return cli.Service(given.name, given.config, register, create_app, given.informs)
-
-
-sys.exit(cli.main(ours.service().name, service, sys.argv[1:], os.environ))
-"""
+APPS = ROOT / "tests" / "apps"
 IMAGES = {
     "one": "ENV APP_BUILD_REVISION=one",
     "two": "ENV APP_BUILD_REVISION=two",
@@ -72,18 +31,10 @@ QUICKER = {
     "haproxy.cfg": {"inter 1s": "inter 250ms", "timeout check 1s": "timeout check 500ms"},
     "stack.yaml": {
         'APP_DRAIN_DELAY: "5"': 'APP_DRAIN_DELAY: "1"',
-        "interval: 5s\n      retries: 12": "interval: 1s\n      retries: 3\n      start_period: 1s",
+        "interval: 5s\n      retries: 12": "interval: 1s\n      retries: 5\n      start_period: 5s",
         "monitor: 30s": "monitor: 1s",
     },
 }
-# What a container says to a guarded question with this token, asked from inside.
-GUARDED = """
-import http.client, sys
-client = http.client.HTTPConnection("127.0.0.1", 8001)
-client.request("GET", "/-/requests", headers={"Authorization": "Bearer " + sys.argv[1]})
-print(client.getresponse().status)
-"""
-ROWS: list[str] = []
 
 
 class Stack:
@@ -112,7 +63,7 @@ class Stack:
         image, _ = self.engine.build(project.path)
         work = folder / "work"
         work.mkdir()
-        (work / "work.py").write_text(WORK.replace("PACKAGE", project.package))
+        shutil.copy(APPS / "work.py", work)
         built = {}
         for name, line in IMAGES.items():
             (work / "Dockerfile").write_text(
@@ -157,12 +108,11 @@ class Stack:
 
     def wait(self, condition: Callable[[], object], what: str, limit: float = 90) -> None:
         """Wait for a condition that is dear to look at."""
-        deadline = time.monotonic() + limit
-        while not condition():
-            if time.monotonic() > deadline:
-                said = self.engine.do("service", "ps", "--no-trunc", self.service)
-                pytest.fail(f"not within {limit:g} s: {what}\n{said}", pytrace=False)
-            time.sleep(0.2)
+        try:
+            wait_for(condition, what, limit, every=0.2)
+        except AssertionError as error:
+            said = self.engine.do("service", "ps", "--no-trunc", self.service)
+            pytest.fail(f"{error}\n{said}", pytrace=False)
 
     def settled(self, count: int, image: str) -> None:
         """Wait until so many instances of this image are healthy, and no others are left."""
@@ -195,9 +145,8 @@ class Stack:
 
 
 @pytest.fixture(scope="module")
-def swarm() -> Iterator[Engine]:
+def swarm(engine: Engine) -> Iterator[Engine]:
     """An engine that is a Swarm of one node, which it stops to be afterwards unless it was one before."""
-    engine = Engine()
     joined = engine.do("info", "--format={{.Swarm.LocalNodeState}}") == "active"
     if not joined:
         engine.do("swarm", "init", "--advertise-addr=127.0.0.1")
@@ -206,21 +155,12 @@ def swarm() -> Iterator[Engine]:
     finally:
         if not joined:
             engine.do("swarm", "leave", "--force")
-        engine.call("image", "rm", "--force", *engine.images, check=False)
 
 
 @pytest.fixture(scope="module")
-def stack(
-    swarm: Engine, cookies_session: Any, uv: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Stack]:
+def stack(swarm: Engine, renders: Renders, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     slug = f"stack-{uuid.uuid4().hex[:8]}"
-    result = cookies_session.bake(
-        extra_context={"project_slug": slug, "deploy_to": "swarm"}, template=str(ROOT)
-    )
-    assert result.exception is None, result
-    project = Project(result.project_path, result.context)
-    if not (project.path / "uv.lock").exists():
-        project.run(uv, "lock")
+    project = renders.as_people_do(project_slug=slug, package_name="my_service", deploy_to="swarm")
     stack = Stack(swarm, project, tmp_path_factory.mktemp("stack"))
     try:
         yield stack
@@ -231,21 +171,12 @@ def stack(
             swarm.call("secret", "rm", f"{stack.name}_admin_token_{number}", check=False)
 
 
-@pytest.fixture(autouse=True)
-def shown(record_property: Callable[[str, object], None]) -> Iterator[None]:
-    """Show the counts where people see them."""
-    before = len(ROWS)
-    yield
-    for row in ROWS[before:]:
-        record_property("shown", row)
-
-
 def test_an_empty_swarm_comes_to_answer(stack: Stack) -> None:
     token = stack.make_secret()
     began = time.monotonic()
     stack.deploy()
     stack.settled(3, "one")
-    stack.wait(lambda: answers(stack.port), "an answer through HAProxy")
+    stack.wait(lambda: answers(stack.port, "/work?s=0"), "an answer through HAProxy")
     ROWS.append(f"| first deployment | | | {time.monotonic() - began:.1f} s |")
     for one in stack.running():
         assert guarded(stack, one["Id"], token) == "200"
@@ -258,15 +189,10 @@ def plain(image: str) -> str:
     return image.partition("@")[0].removesuffix(":latest")
 
 
-def answers(port: int) -> bool:
-    try:
-        return ask(port, "/work?s=0")[0] == 200
-    except OSError:
-        return False
-
-
 def guarded(stack: Stack, container: str, token: str) -> str:
-    return stack.engine.do("exec", container, "/app/bin/python", "-c", GUARDED, token)
+    """Say how the container answers a guarded request with this token, sent from inside."""
+    program = (APPS / "guarded.py").read_text()
+    return stack.engine.do("exec", container, "/app/bin/python", "-c", program, token)
 
 
 def test_a_new_image_and_back_again(stack: Stack) -> None:

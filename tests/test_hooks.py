@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Bake, clean_environment, copy_of_the_template, git, tool
-from test_answers import HOOK
+from kit.hooks import HOOK
+from kit.project import Renders, copy_of_the_template, git
+from kit.service import clean_environment
+from kit.tools import tool
 
-NEXT_STEPS = "uv run python -m my_service"
+NEXT_STEPS = "  make dev "
 
 Person = Callable[..., "Rendered"]
 
@@ -265,11 +267,10 @@ def test_cruft_renders_without_the_extra_steps(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("framework", ["starlette", "fastapi"])
-def test_the_check_knows_every_name_that_a_project_installs(bake: Bake, uv: Path, framework: str) -> None:
-    project = bake(web_framework=framework)
-    project.run(uv, "sync", "--quiet")
+def test_the_check_knows_every_name_that_a_project_installs(renders: Renders, framework: str) -> None:
+    project = renders.with_environment(web_framework=framework)
     ask = "import importlib.metadata as m, json; print(json.dumps([*m.packages_distributions()]))"
-    installed = set(json.loads(project.run(uv, "run", "python", "-c", ask).splitlines()[-1]))
+    installed = set(json.loads(project.run(project.python, "-c", ask).splitlines()[-1]))
     # Compiled helpers begin with a hash, and no answer can begin with an underscore.
     importable = {
         name for name in installed - {project.package} if re.fullmatch(r"[a-z]\w*(?<!__mypyc)", name)

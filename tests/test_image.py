@@ -1,28 +1,28 @@
 """The image, built by a real engine: its layers, its manners as a container, and what it gives away."""
 
-import hashlib
 import http.client
-import io
 import json
 import os
 import re
 import shutil
 import subprocess
-import tarfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from conftest import ROOT, Project, clean_environment, missing, tool
+from kit.engine import Engine, unique_name
+from kit.project import ROOT, Project, Renders
+from kit.service import ask
+from kit.tools import tool
 
 pytestmark = pytest.mark.slow
 
 MIB = 2**20
+# 10,000 requests from inside a container, to the host that is its argument.
+CLIENTS = ROOT / "tests" / "apps" / "clients.py"
 # No capability, nothing to write to, a user nobody has heard of, next to no memory.
 TIGHT = (
     "--read-only",
@@ -32,22 +32,6 @@ TIGHT = (
     "--memory=64m",
     "--memory-swap=64m",
 )
-LOAD = """
-import concurrent.futures, http.client, sys
-
-def ask(count):
-    connection = http.client.HTTPConnection(sys.argv[1], 8000, timeout=30)
-    statuses = set()
-    for number in range(count):
-        connection.request("GET", f"/greetings/guest-{number}")
-        answer = connection.getresponse()
-        answer.read()
-        statuses.add(answer.status)
-    return statuses
-
-with concurrent.futures.ThreadPoolExecutor(4) as pool:
-    print(sorted(set().union(*pool.map(ask, [2500] * 4))))
-"""
 
 
 def changed(file: Path, old: str, new: str) -> None:
@@ -65,164 +49,10 @@ def steps(said: str) -> dict[str, bool]:
     return {name: number in cached for number, name in names.items()}
 
 
-class Layer:
-    """What one layer adds: the files' metadata, and a hash of the contents of each."""
-
-    def __init__(self, blob: bytes, canaries: tuple[bytes, ...]) -> None:
-        self.members: dict[str, tarfile.TarInfo] = {}
-        self.hashes: dict[str, str] = {}
-        self.leaks = [f"{canary!r} in the raw layer" for canary in canaries if canary in blob]
-        with tarfile.open(fileobj=io.BytesIO(blob)) as files:
-            for member in files:
-                self.members[member.name] = member
-                if file := files.extractfile(member) if member.isreg() else None:
-                    content = file.read()
-                    self.hashes[member.name] = hashlib.sha256(content).hexdigest()
-                    self.leaks += [f"{canary!r} in {member.name}" for canary in canaries if canary in content]
-
-    def facts(self) -> dict[str, tuple[object, ...]]:
-        """All that a second build must repeat; not a folder's time, which the engine sets as it copies."""
-        return {
-            name: (
-                m.type,
-                m.mode,
-                m.uid,
-                m.gid,
-                m.linkname,
-                None if m.isdir() else m.mtime,
-                self.hashes.get(name),
-            )
-            for name, m in self.members.items()
-        }
-
-
-class Engine:
-    """Docker, and all that a test run made with it."""
-
-    def __init__(self) -> None:
-        if os.environ.get("WITHOUT_ENGINE") == "1":
-            pytest.skip("no container engine can be had here")
-        self.docker = tool("docker")
-        self.images: list[str] = []
-        if self.call("version", check=False).returncode:
-            missing("a Docker engine that answers `docker version`")
-
-    def call(
-        self, *arguments: str | Path, check: bool = True, limit: float = 300
-    ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            (self.docker, *arguments),
-            env=clean_environment(DOCKER_BUILDKIT="1"),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=limit,
-        )
-        if check and done.returncode:
-            pytest.fail(f"docker {' '.join(map(str, arguments))}:\n{done.stdout}{done.stderr}", pytrace=False)
-        return done
-
-    def do(self, *arguments: str | Path) -> str:
-        return self.call(*arguments).stdout.strip()
-
-    def build(self, folder: Path, *options: str) -> tuple[str, str]:
-        """Build, with this machine's network and CA bundle, and return the image's tag and the log."""
-        tag = f"deployable-test-{uuid.uuid4().hex[:12]}"
-        self.images.append(tag)
-        bundle = os.environ.get("SSL_CERT_FILE")
-        ca = ("--secret", f"id=ca,src={bundle}") if bundle else ()
-        fixed = ("--progress=plain", "--network=host", *ca, "--tag", tag)
-        done = self.call("build", *fixed, *options, folder)
-        return tag, done.stdout + done.stderr
-
-    def inspect(self, what: str) -> Any:
-        return json.loads(self.do("inspect", what))[0]
-
-    def layers(self, image: str) -> list[str]:
-        layers: list[str] = self.inspect(image)["RootFS"]["Layers"]
-        return layers
-
-    def unpack(self, image: str, into: Path, *canaries: bytes) -> list[Layer]:
-        """Read all layers of the image, the lowest first."""
-        archive = into / f"{image}.tar"
-        self.do("save", "--output", archive, image)
-        with tarfile.open(archive) as saved:
-            manifest = json.load(saved.extractfile("manifest.json"))  # type: ignore[arg-type]
-            layers = [
-                Layer(saved.extractfile(name).read(), canaries)  # type: ignore[union-attr]
-                for name in manifest[0]["Layers"]
-            ]
-        archive.unlink()
-        return layers
-
-    @contextmanager
-    def container(self, image: str, *options: str, command: tuple[str, ...] = ()) -> Iterator[str]:
-        """Run a container for as long as the block lasts."""
-        identity = self.do("run", "--detach", *options, image, *command)
-        try:
-            yield identity
-        finally:
-            self.do("rm", "--force", "--volumes", identity)
-
-    def logs(self, container: str) -> list[dict[str, Any]]:
-        """The container's log, which must be JSON and nothing else, on stdout alone."""
-        done = self.call("logs", container)
-        assert not done.stderr, done.stderr
-        return [json.loads(line) for line in done.stdout.splitlines()]
-
-    def wait_for(self, container: str, condition: Callable[[], object], what: str, limit: float = 60) -> None:
-        deadline = time.monotonic() + limit
-        while not condition():
-            state = self.inspect(container)["State"]
-            assert state["Running"], f"ended: {state}\n{self.do('logs', container)}"
-            assert time.monotonic() < deadline, f"not within {limit} s: {what}\n{state}"
-            time.sleep(0.05)
-
-    def said(self, container: str, event: str) -> list[dict[str, Any]]:
-        return [line for line in self.logs(container) if line["event"] == event]
-
-    def ready(self, container: str) -> None:
-        self.wait_for(container, lambda: self.said(container, "ready"), "ready")
-
-    def port(self, container: str, port: int) -> int:
-        return int(self.do("port", container, f"{port}/tcp").splitlines()[0].rpartition(":")[2])
-
-
-def ask(port: int, path: str, **headers: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-    try:
-        connection.request("GET", path, headers=headers)
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode()
-    finally:
-        connection.close()
-
-
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    engine = Engine()
-    yield engine
-    engine.call("image", "rm", "--force", *engine.images, check=False)
-
-
-@pytest.fixture(scope="module")
-def baked(engine: Engine, cookies_session: Any, uv: Path) -> Callable[..., Project]:
-    """Bake as people do: with a lock, in a repository."""
-
-    def baked(**answers: str) -> Project:
-        result = cookies_session.bake(extra_context=answers, template=str(ROOT))
-        assert result.exception is None, result
-        project = Project(result.project_path, result.context)
-        if not (project.path / "uv.lock").exists():
-            project.run(uv, "lock")
-        return project
-
-    return baked
-
-
-@pytest.fixture(scope="module")
-def project(baked: Callable[..., Project]) -> Project:
-    return baked()
+def project(engine: Engine, renders: Renders) -> Project:
+    """The default service as people have it: a repository with a lock."""
+    return renders.as_people_do()
 
 
 @pytest.fixture(scope="module")
@@ -245,12 +75,12 @@ def base_of(project: Project) -> str:
 
 
 def test_a_build_repeats_no_work_and_gives_the_same_again(
-    engine: Engine, project: Project, tmp_path: Path
+    engine: Engine, project: Project, tmp_path: Path, show: Callable[[str], None]
 ) -> None:
     work = shutil.copytree(project.path, tmp_path / "work", symlinks=True)
     began = time.monotonic()
     cold, _ = engine.build(work, "--no-cache")
-    print(f"cold build: {time.monotonic() - began:.1f} s")
+    show(f"cold build: {time.monotonic() - began:.1f} s")
 
     same, said = engine.build(work)
     assert engine.inspect(same)["Id"] == engine.inspect(cold)["Id"]
@@ -275,7 +105,7 @@ def test_a_build_repeats_no_work_and_gives_the_same_again(
 
 
 def test_the_image_holds_what_runs_and_nothing_else(
-    engine: Engine, project: Project, image: str, tmp_path: Path
+    engine: Engine, project: Project, image: str, tmp_path: Path, show: Callable[[str], None]
 ) -> None:
     own = engine.unpack(image, tmp_path)[len(engine.layers(base_of(project))) :]
     dependencies, application, smoke_test = own
@@ -295,7 +125,7 @@ def test_the_image_holds_what_runs_and_nothing_else(
             assert not {".git", "tests", "pip", "uv"} & set(parts), name
             assert not name.endswith(("pyproject.toml", "uv.lock", "Dockerfile", ".lock")), name
     over = engine.inspect(image)["Size"] - engine.inspect(base_of(project))["Size"]
-    print(f"{over / MIB:.1f} MiB over its base image")
+    show(f"{over / MIB:.1f} MiB over its base image")
     assert over <= 35 * MIB
 
 
@@ -315,33 +145,33 @@ def build_image(engine: Engine, project: Project, tmp_path: Path) -> str:
 
 
 def test_a_build_image_with_tools_gives_a_smaller_one(
-    engine: Engine, baked: Callable[..., Project], build_image: str
+    engine: Engine, renders: Renders, build_image: str, show: Callable[[str], None]
 ) -> None:
-    project = baked(web_framework="fastapi")
+    project = renders.as_people_do(web_framework="fastapi")
     image, _ = engine.build(project.path, f"--build-arg=BUILD_IMAGE={build_image}")
     over = engine.inspect(image)["Size"] - engine.inspect(base_of(project))["Size"]
-    print(f"FastAPI, stripped: {over / MIB:.1f} MiB over its base image")
+    show(f"FastAPI, stripped: {over / MIB:.1f} MiB over its base image")
     assert over <= 35 * MIB
     with engine.container(image) as container:
         engine.ready(container)
 
 
-def test_it_needs_no_privilege_and_little_memory(engine: Engine, image: str) -> None:
-    network = engine.do("network", "create", "--internal", f"deployable-test-{uuid.uuid4().hex[:12]}")
+def test_it_needs_no_privilege_and_little_memory(
+    engine: Engine, image: str, show: Callable[[str], None]
+) -> None:
+    network = engine.do("network", "create", "--internal", unique_name())
     try:
         with engine.container(image, *TIGHT, f"--network={network}", "--network-alias=service") as container:
             engine.ready(container)
             client = (f"--network={network}", "--rm", "--entrypoint=/app/bin/python", image)
-            assert engine.do("run", *client, "-c", LOAD, "service") == "[200]"
+            assert engine.do("run", *client, "-c", CLIENTS.read_text(), "service") == "[200]"
             engine.wait_for(
                 container,
                 lambda: engine.inspect(container)["State"]["Health"]["Status"] == "healthy",
                 "healthy",
             )
-            print(
-                "memory in use after 10,000 requests:",
-                engine.do("stats", "--no-stream", "--format={{.MemUsage}}", container),
-            )
+            used = engine.do("stats", "--no-stream", "--format={{.MemUsage}}", container)
+            show(f"memory in use after 10,000 requests: {used}")
             assert (
                 len([line for line in engine.said(container, "request") if "guest-" in line["path"]])
                 == 10_000
@@ -355,7 +185,9 @@ def test_it_needs_no_privilege_and_little_memory(engine: Engine, image: str) -> 
         engine.do("network", "rm", network)
 
 
-def test_docker_stop_lets_a_request_of_four_seconds_end(engine: Engine, image: str) -> None:
+def test_docker_stop_lets_a_request_of_four_seconds_end(
+    engine: Engine, image: str, show: Callable[[str], None]
+) -> None:
     with engine.container(image, "--publish=127.0.0.1::8000") as container:
         engine.ready(container)
         body = b'{"name": "Ada"}'
@@ -374,7 +206,7 @@ def test_docker_stop_lets_a_request_of_four_seconds_end(engine: Engine, image: s
         assert (answer.status, b"Ada" in answer.read()) == (200, True)
         stop.join()
         took = time.time() - began
-        print(f"docker stop took {took:.1f} s")
+        show(f"docker stop took {took:.1f} s")
         assert engine.inspect(container)["State"]["ExitCode"] == 0
         window = (f"--since={int(began) - 1}", f"--until={int(time.time()) + 1}")
         said = engine.do("events", *window, f"--filter=container={container}", "--format={{json .}}")
@@ -413,7 +245,7 @@ def test_it_says_what_it_was_built_from(engine: Engine, image: str) -> None:
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", config["User"])
     with engine.container(image, "--publish=127.0.0.1::8001") as container:
         engine.ready(container)
-        version = json.loads(ask(engine.port(container, 8001), "/-/version")[1])
+        version = ask(engine.port(container, 8001), "/-/version").json()
         assert version["revision"] == "0123abc"
         assert version["build_time"] == "2026-01-02T03:04:05Z"
 
@@ -431,8 +263,9 @@ def test_secrets_arrive_and_are_nowhere_else(engine: Engine, project: Project, t
     with engine.container(image, mounted, "--publish=127.0.0.1::8000") as container:
         engine.ready(container)
         port = engine.port(container, 8000)
-        assert ask(port, "/greetings/Ada")[0] == 401
-        assert ask(port, "/greetings/Ada", Authorization=f"Bearer {canaries['token']}")[0] == 200
+        assert ask(port, "/greetings/Ada").status == 401
+        token = {"Authorization": f"Bearer {canaries['token']}"}
+        assert ask(port, "/greetings/Ada", headers=token).status == 200
         said += engine.do("inspect", container, image) + engine.do("logs", container)
         said += engine.do("history", "--no-trunc", image)
     for layer in engine.unpack(image, tmp_path, *(canary.encode() for canary in canaries.values())):
@@ -442,9 +275,8 @@ def test_secrets_arrive_and_are_nowhere_else(engine: Engine, project: Project, t
 
 
 def test_compose_brings_it_up_and_down(engine: Engine, project: Project, tmp_path: Path) -> None:
-    if engine.call("compose", "version", check=False).returncode:
-        missing("docker compose")
-    name = f"deployable-test-{uuid.uuid4().hex[:12]}"
+    tool("docker compose")
+    name = unique_name()
     work = shutil.copytree(project.path, tmp_path / "work", symlinks=True)
     (work / "secrets").mkdir(exist_ok=True)
     (work / "secrets" / "greeting_token").write_text("open sesame")
@@ -461,8 +293,8 @@ def test_compose_brings_it_up_and_down(engine: Engine, project: Project, tmp_pat
         engine.do(*compose, "up", "--build", "--detach", "--wait")
         container = engine.do(*compose, "ps", "--quiet")
         port = engine.port(container, 8000)
-        assert ask(port, "/greetings/Ada")[0] == 401
-        assert ask(port, "/greetings/Ada", Authorization="Bearer open sesame")[0] == 200
+        assert ask(port, "/greetings/Ada").status == 401
+        assert ask(port, "/greetings/Ada", headers={"Authorization": "Bearer open sesame"}).status == 200
         host = engine.inspect(container)["HostConfig"]
         assert host["ReadonlyRootfs"]
         assert host["CapDrop"] == ["ALL"]

@@ -5,25 +5,35 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from conftest import COMBINATIONS, as_typed, clean_environment, copy_of_the_template, git, tool
+from kit.project import COMBINATIONS, ROOT, as_typed, copy_of_the_template, git
+from kit.service import clean_environment
+from kit.tools import tool
+from kit.updates import (
+    RELEASES,
+    commit,
+    contents,
+    cruft,
+    link,
+    render,
+    replace,
+    shell,
+    template_with_releases,
+    update,
+)
 
 pytestmark = pytest.mark.slow
 
-PROJECT = "{{cookiecutter.project_slug}}"
-PACKAGE = f"{PROJECT}/src/{{{{cookiecutter.package_name}}}}"
-RELEASES = ("v1.1.0", "v1.2.0", "v2.0.0")
 # What a team owns, by name: the list in pyproject.toml has to say the same.
 OWN = {
     ".env.example",
     ".github/CODEOWNERS",
     ".github/pull_request_template.md",
+    "AGENTS.md",
     "README.md",
     "SECURITY.md",
     "deploy/kubernetes/overlays/example/kustomization.yaml",
@@ -38,106 +48,11 @@ OWN = {
     "uv.lock",
 }
 
-# A test of the route that `work` adds.
-BOOKS = """\
-import svcs
-from starlette.testclient import TestClient
-
-from my_service.app import create_app
-from my_service.chassis.config import load
-from my_service.config import Config
-from my_service.services import register_services
-
-
-def test_counts_the_books() -> None:
-    registry = svcs.Registry()
-    config = load(Config, {"APP_SHELF_SIZE": "4"}).config
-    register_services(registry, config)
-    assert TestClient(create_app(config, registry)).get("/books").text == "4"
-"""
-
-Update = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def replace(file: Path, old: str, new: str) -> None:
-    text = file.read_text(encoding="utf-8")
-    assert old in text, f"{file} has no {old!r}"
-    file.write_text(text.replace(old, new, 1), encoding="utf-8")
-
-
-def shell(folder: Path, *command: str | Path) -> str:
-    done = subprocess.run(
-        command, cwd=folder, env=clean_environment(), capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def commit(folder: Path, message: str) -> None:
-    git(folder, "add", "--all", ".")
-    git(folder, "commit", "--quiet", "--message", message)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    names = git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
-    return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
-
-
-def release(folder: Path, version: str, notes: str) -> None:
-    replace(folder / "CHANGELOG.md", "## Unreleased\n", f"## Unreleased\n\n## {version[1:]}\n\n{notes}\n")
-    commit(folder, f"Release {version}")
-    git(folder, "tag", version)
-
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """This template, as it stands in the work tree, and three releases that come after it."""
-    folder = copy_of_the_template(tmp_path_factory.mktemp("later") / "deployable-service")
-    git(folder, "tag", "v1.0.0")
-    project, package = folder / PROJECT, folder / PACKAGE
-
-    # A setting more, a wider range, a changed Dockerfile, workflow and deploy file.
-    host = 'host: str = environ.var("127.0.0.1", text, help="address that requests are taken on")\n'
-    later = '    later: int = environ.var(7, integer(0, 9), help="a setting that came later")\n'
-    replace(package / "chassis/config.py", host, host + later)
-    replace(project / "pyproject.toml", '"msgspec>=0.22,<0.23"', '"msgspec>=0.22,<0.24"')
-    replace(project / "Dockerfile", "STOPSIGNAL SIGTERM\n", "# As it was.\nSTOPSIGNAL SIGTERM\n")
-    replace(project / ".github/workflows/ci.yml", "timeout-minutes: 10", "timeout-minutes: 11")
-    deployment = project / "deploy/kubernetes/base/deployment.yaml"
-    deployment.write_text("# It came later.\n" + deployment.read_text(encoding="utf-8"), encoding="utf-8")
-    release(
-        folder, "v1.1.0", "- APP_HTTP_LATER, a setting.\n\n### What an update asks of a service\n\nNothing."
-    )
-
-    # A file renamed, one deleted, one added, and a question that nobody was asked before.
-    tests = project / "tests/chassis"
-    (tests / "test_secrets.py").rename(tests / "test_secret_files.py")
-    (project / ".envrc").unlink()
-    questions = json.loads((folder / "cookiecutter.json").read_text(encoding="utf-8"))
-    private = {name: questions.pop(name) for name in [*questions] if name.startswith("_")}
-    text = json.dumps({**questions, "on_call": "", **private}, ensure_ascii=False, indent=2)
-    (folder / "cookiecutter.json").write_text(text + "\n", encoding="utf-8")
-    (project / "docs").mkdir()
-    (project / "docs/on-call.md").write_text(
-        'Call {{ cookiecutter.on_call or "nobody" }}.\n', encoding="utf-8"
-    )
-    release(folder, "v1.2.0", "- A question, `on_call`.")
-
-    # More ranges, the last of them right above the team's own; a file that will be the team's.
-    replace(project / "pyproject.toml", '"svcs>=26.2,<27"', '"svcs>=26.2,<28"')
-    replace(project / "pyproject.toml", '"uvloop>=0.23,<0.24"', '"uvloop>=0.23,<0.25"')
-    replace(project / "pyproject.toml", '"ruff>=0.17.6,<0.18"', '"ruff>=0.17.6,<0.19"')
-    replace(
-        project / "pyproject.toml",
-        '    "tests/environment.py",\n',
-        '    "src/{{ cookiecutter.package_name }}/jobs.py",\n    "tests/environment.py",\n',
-    )
-    (package / "jobs.py").write_text('"""Yours: what runs beside the requests."""\n', encoding="utf-8")
-    replace(project / "compose.yaml", "stop_grace_period: 25s", "stop_grace_period: 26s")
-    replace(project / "Dockerfile", "# As it was.\n", "# As it was, and will be.\n")
-    replace(package / "chassis/__init__.py", '"""', '"""Later. ')
-    release(folder, "v2.0.0", "### What an update asks of a service\n\nTo look at `jobs.py`.")
-    return folder
+    return template_with_releases(tmp_path_factory.mktemp("later") / "deployable-service")
 
 
 Render = Callable[..., Path]
@@ -167,72 +82,10 @@ def fresh(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Render:
     return fresh
 
 
-def cruft(folder: Path, command: str, *arguments: str) -> str:
-    extra = ("--no-input", "--default-config") if command == "create" else ()
-    done = subprocess.run(
-        (sys.executable, "-m", "cruft", command, *arguments, *extra),
-        cwd=folder,
-        env=clean_environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=180,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
-
-
-def render(source: str, into: Path, *options: str, tools: tuple[str, ...] = ("git", "uv")) -> Path:
-    """Render as a person does, who has just these tools."""
-    programs = into / ".programs"
-    programs.mkdir(parents=True)
-    for name in tools:
-        (programs / name).symlink_to(tool(name).resolve())
-    (programs / "python3").symlink_to(Path(sys.executable).resolve())
-    (into / ".gitconfig").write_text("[user]\nname = Zoë\nemail = zoe@example.org\n", encoding="utf-8")
-    cache = os.environ.get("UV_CACHE_DIR", str(Path.home() / ".cache" / "uv"))
-    done = subprocess.run(
-        (sys.executable, "-m", "cookiecutter", "--no-input", source, *options),
-        cwd=into,
-        env=clean_environment(HOME=str(into), PATH=str(programs), UV_CACHE_DIR=cache),
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    (project,) = (path for path in into.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return project
-
-
 @pytest.fixture
 def born(template: Path, tmp_path: Path) -> Path:
     """A service of the first version, as plain cookiecutter leaves it."""
     return render(f"git+{template.as_uri()}", tmp_path / "born", "--checkout", "v1.0.0")
-
-
-@pytest.fixture
-def update(uv: Path) -> Update:
-    """Run the service's own script, and return what became of it."""
-
-    def update(service: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        identity = {
-            f"GIT_{role}_{what}": "zoe@example.org"
-            for role in ("AUTHOR", "COMMITTER")
-            for what in ("NAME", "EMAIL")
-        }
-        return subprocess.run(
-            (uv, "run", "--quiet", "python", ".github/template_update.py", *options),
-            cwd=service,
-            env=clean_environment(**identity, **environment),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=600,
-        )
-
-    return update
 
 
 def work(service: Path, uv: Path) -> None:
@@ -271,7 +124,7 @@ def work(service: Path, uv: Path) -> None:
         "        return Response(str(shelf.size))\n\n"
         '    return Starlette(\n        routes=[\n            Route("/books", books),\n',
     )
-    (service / "tests/test_books.py").write_text(BOOKS, encoding="utf-8")
+    shutil.copy(ROOT / "tests/apps/worked_on/test_books.py", service / "tests")
     (service / ".github/workflows/own.yml").write_text(
         "name: own\non: workflow_dispatch\njobs: {}\n", encoding="utf-8"
     )
@@ -281,11 +134,6 @@ def work(service: Path, uv: Path) -> None:
         service, uv, "run", "--quiet", "python", "-m", "my_service", "config", "--format", "dotenv"
     )
     (service / ".env.example").write_text(example, encoding="utf-8")
-
-
-def link(service: Path) -> dict[str, Any]:
-    state: dict[str, Any] = json.loads((service / ".cruft.json").read_text(encoding="utf-8"))
-    return state
 
 
 def same_as_fresh(service: Path, rendered: Path, version: str, own: set[str], but: frozenset[str]) -> None:
@@ -339,7 +187,7 @@ def test_the_list_of_the_teams_files_and_the_tree_agree(born: Path) -> None:
 def test_ordinary_work_edits_no_file_of_the_template(born: Path, uv: Path) -> None:
     before = contents(born)
     work(born, uv)
-    shell(born, uv, "run", "--quiet", "pytest", "--no-cov", "tests/test_books.py", "tests/test_app.py")
+    shell(born, uv, "run", "--quiet", "pytest", "tests/test_books.py", "tests/test_app.py")
     after = contents(born)
     changed = {name for name in before if after.get(name) != before[name]}
     assert changed <= OWN | {"pyproject.toml"}
@@ -378,7 +226,7 @@ HISTORIES = {
 
 @pytest.mark.parametrize("history", HISTORIES)
 def test_updates_merge_one_by_one_and_in_one_leap(
-    born: Path, fresh: Render, update: Update, uv: Path, tmp_path: Path, history: str
+    born: Path, fresh: Render, uv: Path, tmp_path: Path, history: str
 ) -> None:
     live, own, but, suites = HISTORIES[history]
     live(born, uv)
@@ -400,7 +248,7 @@ def test_updates_merge_one_by_one_and_in_one_leap(
 
 
 def test_two_years_in_a_folder_of_a_large_repository(
-    template: Path, fresh: Render, update: Update, uv: Path, tmp_path: Path
+    template: Path, fresh: Render, uv: Path, tmp_path: Path
 ) -> None:
     whole = tmp_path / "whole"
     whole.mkdir()
@@ -433,7 +281,7 @@ def test_two_years_in_a_folder_of_a_large_repository(
     assert (whole / "other/49.txt").is_file()
 
 
-def test_a_clone_without_history_merges_too(born: Path, update: Update, uv: Path, tmp_path: Path) -> None:
+def test_a_clone_without_history_merges_too(born: Path, uv: Path, tmp_path: Path) -> None:
     worked_on(born, uv)
     git(tmp_path, "clone", "--quiet", "--depth=1", born.as_uri(), "shallow")
     done = update(tmp_path / "shallow", "--no-suite")
@@ -441,12 +289,12 @@ def test_a_clone_without_history_merges_too(born: Path, update: Update, uv: Path
     assert not [*(tmp_path / "shallow").rglob("*.rej")]
 
 
-def test_a_conflict_is_reported_and_nothing_is_lost(born: Path, update: Update, uv: Path) -> None:
+def test_a_conflict_is_reported_and_nothing_is_lost(born: Path, uv: Path) -> None:
     replace(born / "Dockerfile", "STOPSIGNAL SIGTERM\n", "# Ours.\nSTOPSIGNAL SIGTERM\n")
     commit(born, "Say whose it is")
     before, head = contents(born), git(born, "rev-parse", "HEAD")
     done = update(born, "--checkout", "v1.1.0")
-    assert done.returncode == 1
+    assert done.returncode != 0
     assert "  Dockerfile: changed here and in the template\n" in done.stdout
     assert "missing" not in done.stdout
     assert "Traceback" not in done.stdout
@@ -455,7 +303,7 @@ def test_a_conflict_is_reported_and_nothing_is_lost(born: Path, update: Update, 
     assert "# As it was.\n" in both
     assert git(born, "rev-parse", "HEAD") == head
     again = update(born, "--checkout", "v1.1.0")
-    assert (again.returncode, "commit or stash them first" in again.stdout) == (1, True)
+    assert "commit or stash them first" in again.stdout
 
     git(born, "reset", "--quiet", "--hard")
     assert contents(born) == before
@@ -468,27 +316,27 @@ def test_a_conflict_is_reported_and_nothing_is_lost(born: Path, update: Update, 
     assert b"# As it was, ours." in contents(born)["Dockerfile"]
 
 
-def test_what_cruft_drops_without_a_word_is_noticed(born: Path, update: Update) -> None:
+def test_what_cruft_drops_without_a_word_is_noticed(born: Path) -> None:
     # A file where the template has a folder from now on: git refuses the patch, and cruft says all is well.
     (born / "docs").write_text("Ask Ada.\n", encoding="utf-8")
     commit(born, "Say who knows")
     done = update(born)
-    assert done.returncode == 1
+    assert done.returncode != 0
     assert "  docs/on-call.md: the template's change is missing\n" in done.stdout
     assert (born / "docs").read_text(encoding="utf-8") == "Ask Ada.\n"
 
 
-def test_a_file_that_both_have_made_is_a_conflict(born: Path, update: Update) -> None:
+def test_a_file_that_both_have_made_is_a_conflict(born: Path) -> None:
     (born / "docs").mkdir()
     (born / "docs/on-call.md").write_text("Ada\n", encoding="utf-8")
     commit(born, "Say who is on call")
     done = update(born)
-    assert done.returncode == 1
+    assert done.returncode != 0
     assert "  docs/on-call.md: changed here and in the template\n" in done.stdout
     assert "\nAda\n" in (born / "docs/on-call.md").read_text(encoding="utf-8")
 
 
-def test_an_answer_can_be_changed_later(born: Path, fresh: Render, update: Update) -> None:
+def test_an_answer_can_be_changed_later(born: Path, fresh: Render) -> None:
     done = update(born, "--no-suite", "--variables-to-update", '{"deploy_to": "swarm", "on_call": "Ada"}')
     assert done.returncode == 0, done.stdout
     wanted = fresh("v2.0.0", deploy_to="swarm", on_call="Ada")
@@ -502,156 +350,7 @@ def test_an_answer_can_be_changed_later(born: Path, fresh: Render, update: Updat
     )
 
 
-# A service as there are many: settings and a password from variables, prints, a port of its own choice.
-ELSEWHERE = {
-    "books.py": """\
-import os
-
-import uvicorn
-from starlette.applications import Starlette
-from starlette.responses import JSONResponse
-from starlette.routing import Route
-
-LIMIT = int(os.environ.get("BOOKS_LIMIT", "3"))
-
-
-async def books(request):
-    print("asked for books")
-    if request.headers.get("authorization") != os.environ["BOOKS_PASSWORD"]:
-        return JSONResponse({}, 401)
-    return JSONResponse({"limit": LIMIT})
-
-
-app = Starlette(routes=[Route("/books", books), Route("/health", lambda _: JSONResponse({}))])
-
-if __name__ == "__main__":
-    uvicorn.run(app, port=9000)
-""",
-    "requirements.txt": "starlette\nuvicorn\nhumanize\n",
-    "Dockerfile": "FROM python\nCOPY . .\nRUN pip install -r requirements.txt\nCMD python books.py\n",
-    "README.md": "# Books\n",
-}
-# The same, moved to where the page says.
-MOVED = {
-    "src/books/config.py": """\
-import environ
-
-from .chassis.config import Settings, integer, secret
-from .chassis.secrets import Secret
-
-
-@environ.config(frozen=True)
-class Books:
-    limit: int = environ.var(3, integer(1, 99), help="books at a time")
-    password: Secret = secret(help="what callers must show")
-
-
-@environ.config(prefix="APP", frozen=True)
-class Config(Settings):
-    books: Books = environ.group(Books)
-""",
-    "src/books/app.py": """\
-import hmac
-
-import svcs
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
-
-from .config import Config
-
-
-def create_app(config: Config, registry: svcs.Registry) -> Starlette:
-    async def books(request: Request) -> Response:
-        shown = request.headers.get("authorization", "")
-        if not hmac.compare_digest(shown.encode(), config.books.password.reveal().encode()):
-            return JSONResponse({}, 401)
-        return JSONResponse({"limit": config.books.limit})
-
-    return Starlette(routes=[Route("/books", books)])
-""",
-    "src/books/domain.py": "",
-    "src/books/services.py": """\
-import svcs
-
-from .config import Config
-
-INFORMS: frozenset[type] = frozenset()
-
-
-def register_services(registry: svcs.Registry, config: Config) -> None: ...
-""",
-    "tests/environment.py": """\
-ENVIRONMENT: dict[str, str] = {}
-SECRETS: dict[str, str] = {"books_password": "hunter2"}
-""",
-    "tests/test_app.py": """\
-from pathlib import Path
-
-import svcs
-from starlette.testclient import TestClient
-
-from books.app import create_app
-from books.chassis.config import load
-from books.config import Config
-
-
-def test_lends_books_to_those_who_know_the_password(tmp_path: Path) -> None:
-    (tmp_path / "books_password").write_text("hunter2")
-    config = load(Config, {"APP_SECRETS_DIR": str(tmp_path), "APP_BOOKS_LIMIT": "4"}).config
-    client = TestClient(create_app(config, svcs.Registry()))
-    assert client.get("/books").status_code == 401
-    assert client.get("/books", headers={"Authorization": "hunter2"}).json() == {"limit": 4}
-""",
-}
-
-
-def test_a_service_from_elsewhere_moves_in_as_the_page_says(
-    template: Path, update: Update, uv: Path, tmp_path: Path
-) -> None:
-    service = tmp_path / "books"
-    service.mkdir()
-    for name, text in ELSEWHERE.items():
-        (service / name).write_text(text, encoding="utf-8")
-    git(service, "init", "--quiet", "--initial-branch=main")
-    commit(service, "Two years of work")
-
-    answers = (
-        "--checkout",
-        "v1.0.0",
-        "--extra-context",
-        '{"project_slug": "books", "package_name": "books"}',
-    )
-    cruft(service, "link", str(template), "--no-input", *answers)
-    cruft(tmp_path, "create", str(template), "--output-dir", str(tmp_path / "render"), *answers)
-    rendered = tmp_path / "render" / "books"
-    shell(service, "cp", "--recursive", "--no-clobber", f"{rendered}/.", ".")
-    differ = {
-        path.relative_to(rendered).as_posix()
-        for path in rendered.rglob("*")
-        if path.is_file() and path.read_bytes() != (service / path.relative_to(rendered)).read_bytes()
-    }
-    assert differ == {"Dockerfile", "README.md"}
-    shutil.copy(rendered / "Dockerfile", service / "Dockerfile")
-    for name in ("books.py", "requirements.txt", "tests/test_domain.py"):
-        (service / name).unlink()
-    for name, text in MOVED.items():
-        (service / name).write_text(text, encoding="utf-8")
-    shell(service, uv, "add", "--quiet", "humanize")
-    example = shell(service, uv, "run", "--quiet", "python", "-m", "books", "config", "--format", "dotenv")
-    (service / ".env.example").write_text(example, encoding="utf-8")
-    shell(service, uv, "run", "--quiet", "pytest")
-    said = cruft(service, "diff")
-    assert re.findall(r"^\+\+\+ \S+?/(\S+)", said, flags=re.MULTILINE) == ["pyproject.toml"]
-    commit(service, "Move to the template")
-
-    done = update(service, "--no-suite")
-    assert done.returncode == 0, done.stdout
-    assert b"APP_HTTP_LATER" in contents(service)[".env.example"]
-
-
-def test_a_service_with_all_there_is_stays_as_it_is(born: Path, update: Update) -> None:
+def test_a_service_with_all_there_is_stays_as_it_is(born: Path) -> None:
     before = contents(born)
     done = update(born, "--checkout", "v1.0.0")
     assert (done.returncode, "Nothing to do" in done.stdout) == (0, True), done.stdout
@@ -663,25 +362,48 @@ def test_a_service_with_all_there_is_stays_as_it_is(born: Path, update: Update) 
     [
         (None, "uvx cruft link"),
         ({"commit": "0" * 40}, "its history was rewritten"),
-        ({"template": "/nowhere"}, "git clone --quiet /nowhere"),
+        ({"template": "/nowhere"}, "repository '/nowhere' does not exist"),
     ],
 )
-def test_a_broken_link_is_explained(
-    born: Path, update: Update, state: dict[str, str] | None, words: str
-) -> None:
+def test_a_broken_link_is_explained(born: Path, state: dict[str, str] | None, words: str) -> None:
     if state is None:
         (born / ".cruft.json").unlink()
     else:
         (born / ".cruft.json").write_text(json.dumps(link(born) | state), encoding="utf-8")
     commit(born, "Break the link")
     done = update(born)
-    assert done.returncode == 1
+    assert done.returncode != 0
     assert words in done.stdout
     assert "Traceback" not in done.stdout
     assert git(born, "status", "--porcelain") == ""
 
 
-def test_the_bot_opens_one_pull_request_and_renews_it(born: Path, update: Update, tmp_path: Path) -> None:
+def test_a_template_in_a_folder_of_a_repository_updates_its_services(tmp_path: Path) -> None:
+    inner = copy_of_the_template(tmp_path / "mono" / "template")
+    shutil.rmtree(inner / ".git")
+    git(inner.parent, "init", "--quiet", "--initial-branch=main")
+    commit(inner.parent, "All templates")
+    cruft(tmp_path, "create", str(inner.parent), "--directory", "template")
+    service = tmp_path / "my-service"
+    git(service, "init", "--quiet", "--initial-branch=main")
+    commit(service, "Render")
+    replace(inner / "{{cookiecutter.project_slug}}/Dockerfile", "STOPSIGNAL", "# Later.\nSTOPSIGNAL")
+    commit(inner.parent, "Later")
+    done = update(service, "--no-suite")
+    assert done.returncode == 0, done.stdout
+    assert b"# Later." in contents(service)["Dockerfile"]
+
+
+def test_the_program_clones_the_template_when_it_is_called_without_a_clone(
+    born: Path, template: Path
+) -> None:
+    program = template / "scripts/update_service.py"
+    assert "Nothing to do" in shell(
+        born, tool("uv"), "run", "--quiet", "python", program, "--checkout", "v1.0.0"
+    )
+
+
+def test_the_bot_opens_one_pull_request_and_renews_it(born: Path, tmp_path: Path) -> None:
     remote, programs, calls = tmp_path / "remote.git", tmp_path / "programs", tmp_path / "calls"
     git(tmp_path, "init", "--quiet", "--bare", str(remote))
     git(born, "remote", "add", "origin", str(remote))
@@ -694,7 +416,7 @@ def test_the_bot_opens_one_pull_request_and_renews_it(born: Path, update: Update
         encoding="utf-8",
     )
     (programs / "gh").chmod(0o755)
-    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    path = os.pathsep.join((str(programs), str(tool("uv").parent), os.environ["PATH"]))
     for version, title in (("v1.1.0", "pr create --head template-update"), ("v2.0.0", "pr edit 17")):
         git(born, "switch", "--quiet", "main")
         done = update(born, "--propose", "--no-suite", "--checkout", version, PATH=path)
@@ -711,5 +433,5 @@ def test_the_bot_opens_one_pull_request_and_renews_it(born: Path, update: Update
     shutil.rmtree(remote)
     git(born, "switch", "--quiet", "main")
     done = update(born, "--propose", "--no-suite", PATH=path)
-    assert done.returncode == 1
+    assert done.returncode != 0
     assert "permission `workflows`" in done.stdout

@@ -10,10 +10,11 @@ from pathlib import Path
 from urllib.request import Request, urlopen
 
 import pytest
-from conftest import ROOT, Bake, Project, clean_environment, git, tool
-from service import free_port, wait_for
-from test_image import Engine
-from workflows import Step, steps
+from kit.engine import Engine, machine
+from kit.project import ROOT, Project, Renders, git
+from kit.service import answers, clean_environment, free_port, wait_for
+from kit.tools import tool
+from kit.workflows import Step, steps
 
 pytestmark = pytest.mark.slow
 
@@ -29,33 +30,17 @@ ONLY_THERE = {
     "uv audit": "it asks the database of known vulnerabilities",
 }
 ELSEWHERE = {
-    ("ci", "test", "uv run --locked pytest"): "tests/test_generated.py",
+    ("ci", "test", "make test"): "tests/test_generated.py",
     ("weekly", "test", "uv lock --upgrade"): "tests/test_dependencies.py",
-    ("weekly", "test", "uv run pytest"): "tests/test_dependencies.py",
+    ("weekly", "test", "make test"): "tests/test_dependencies.py",
 }
 HERE = (("ci", "lint"), ("ci", "image"), ("release", "image"))
 
 
 @pytest.fixture
-def committed(bake: Bake, uv: Path) -> Project:
-    project = bake()
-    project.run(uv, "sync", "--quiet")
-    git(project.path, "init", "--quiet", "--initial-branch=main")
-    git(project.path, "add", "--all")
-    git(project.path, "commit", "--quiet", "--message", "Render")
-    return project
-
-
-@pytest.fixture
-def engine() -> Engine:
-    return Engine()
-
-
-@pytest.fixture
 def docker(engine: Engine, tmp_path: Path) -> Path:
     """A folder with a `docker` that builds with this machine's network and CA bundle; else it is the same."""
-    bundle = os.environ.get("SSL_CERT_FILE")
-    more = "--network=host" + (f" --secret id=ca,src={bundle}" if bundle else "")
+    more = " ".join(machine())
     script = tmp_path / "bin" / "docker"
     script.parent.mkdir()
     script.write_text(
@@ -94,8 +79,8 @@ def only_there(step: Step) -> str | None:
     return next((command for command in ONLY_THERE if command in step.run), None)
 
 
-def test_each_step_is_run_by_a_test_or_named_as_one_that_cannot_be(bake: Bake) -> None:
-    found = steps(bake().path)
+def test_each_step_is_run_by_a_test_or_named_as_one_that_cannot_be(renders: Renders) -> None:
+    found = steps(renders.get().path)
     unnamed = [
         step
         for step in found
@@ -130,18 +115,11 @@ def test_the_image_job_builds_starts_and_stops_the_image(
     assert {"listening", "ready", "draining", "stopped"} <= set(events)
 
 
-def listens(address: str) -> bool:
-    try:
-        with urlopen(f"http://{address}/v2/", timeout=1) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
-
-
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[str]:
     """The address of a registry on this machine."""
-    address = f"127.0.0.1:{free_port()}"
+    port = free_port()
+    address = f"127.0.0.1:{port}"
     settings = tmp_path / "registry.yml"
     storage = tmp_path / "registry"
     settings.write_text(
@@ -149,7 +127,7 @@ def registry(tmp_path: Path) -> Iterator[str]:
     )
     process = subprocess.Popen((tool("docker-registry"), "serve", settings), stderr=subprocess.DEVNULL)
     try:
-        wait_for(lambda: listens(address), "the registry")
+        wait_for(lambda: answers(port, "/v2/"), "the registry")
         yield address
     finally:
         process.kill()

@@ -1,21 +1,17 @@
 """The subject on stock uvicorn with the chassis' joined writes, without its middleware: joined.py PORT."""
 
 import asyncio
-import importlib
 import sys
-from pathlib import Path
 
 import uvicorn
+from my_service.chassis.http.transport import JoinedWrites
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
-PACKAGE = next(path.parent.name for path in Path("src").glob("*/__main__.py"))
-JoinedWrites = importlib.import_module(f"{PACKAGE}.chassis.server").JoinedWrites
 
 
 class Joined(HttpToolsProtocol):
     # asyncio promises less than a Transport; an event loop makes one of every socket.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(JoinedWrites(transport, self.loop, lambda: False))
+        super().connection_made(JoinedWrites(transport, self.loop))
 
 
 if __name__ == "__main__":

@@ -4,15 +4,13 @@ import importlib
 import logging
 import sys
 import time
-from pathlib import Path
 
-PACKAGE = next(path.parent.name for path in Path("src").glob("*/__main__.py"))
 FIELDS = {"customer": "c-4711", "items": 3, "total": 17.5}
 
 
 def log_lines(kind: str, count: int) -> None:
     if kind == "wired":
-        logs = importlib.import_module(f"{PACKAGE}.chassis.logs")
+        logs = importlib.import_module("my_service.chassis.logs")
         logs.configure("info", "json")
         chassis = logs.get_logger("shop")
         began = time.perf_counter()

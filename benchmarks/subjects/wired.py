@@ -1,11 +1,12 @@
 """The subject on the chassis, with all that it brings. It is run inside a baked project."""
 
-import importlib
 import os
 import sys
 from pathlib import Path
 
-PACKAGE = next(path.parent.name for path in Path("src").glob("*/__main__.py"))
+from my_service.chassis import Service, Settings, run
+from my_service.config import Config
+from my_service.services import NON_CRITICAL, register_services
 
 
 def create_app(*_: object) -> object:
@@ -21,24 +22,20 @@ def create_app(*_: object) -> object:
     return app
 
 
-def config() -> type:
+def config() -> type[Settings]:
     """Return the project's configuration class, with as many more settings as SETTINGS says."""
-    own = importlib.import_module(f"{PACKAGE}.config").Config
     if not (count := int(os.environ.get("SETTINGS", "0"))):
-        return own
+        return Config
     import environ
 
     more = {f"number{number}": environ.var(number, int, help="a number") for number in range(count)}
     group = environ.config(frozen=True)(type("Grown", (), more))
-    return environ.config(prefix="APP", frozen=True)(type("Config", (own,), {"grown": environ.group(group)}))
-
-
-def service() -> object:
-    """Put the parts together as the project does, but for the app and the configuration."""
-    own = importlib.import_module(f"{PACKAGE}.__main__").service()
-    return cli.Service(own.name, config(), own.register, create_app, own.informs)
+    return environ.config(prefix="APP", frozen=True)(
+        type("Config", (Config,), {"grown": environ.group(group)})
+    )
 
 
 if __name__ == "__main__":
-    cli = importlib.import_module(f"{PACKAGE}.chassis.cli")
-    sys.exit(cli.main(PACKAGE, service, sys.argv[1:], os.environ, config))
+    # The folder of a baked project is called as its distribution is.
+    service = Service(Path.cwd().name, config(), register_services, create_app, NON_CRITICAL)
+    sys.exit(run(service, sys.argv[1:], os.environ))

@@ -6,11 +6,12 @@ import socket
 from collections.abc import Iterator, Mapping
 
 import pytest
-from conftest import missing
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from service import Service, wait_for
-from world import CANARIES, SCALE, World, rest, send, statuses
+from kit.hostile import SCALE, send, statuses
+from kit.service import Service, rest, wait_for
+from kit.tools import missing
+from kit.world import CANARIES, World
 
 pytestmark = pytest.mark.slow
 
@@ -26,14 +27,14 @@ def own_address() -> str:
         address: str = sock.getsockname()[0]
         if not address.startswith("127."):
             return address
-    missing("an address of this machine besides loopback")
+    missing("this machine has no address besides loopback")
 
 
 @pytest.fixture(scope="module")
 def target(world: World) -> Iterator[Service]:
-    service = world.start(APP_ADMIN_HOST="0.0.0.0").started()
+    service = world.start(APP_ADMIN_HOST="0.0.0.0").ready()
     yield service
-    assert service.process.poll() is None
+    assert service.is_running
     assert service.err.read_text() == ""
     assert not service.lines("admin request failed")
 
@@ -42,7 +43,7 @@ def ask(
     service: Service, method: str, path: str, headers: Mapping[str, str], body: bytes, where: str
 ) -> tuple[int, bytes]:
     head = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
-    with socket.create_connection((where, service.admin), timeout=20) as client:
+    with socket.create_connection((where, service.port("admin")), timeout=20) as client:
         send(client, "\r\n".join([*head, f"Content-Length: {len(body)}", "", ""]).encode("latin-1") + body)
         received = rest(client)
     return statuses(received)[0], received
@@ -147,23 +148,23 @@ def test_any_bytes_leave_it_answering(target: Service) -> None:
         st.sampled_from([b"", b"GET / HTTP/1.1\r\n", b"PUT /-/log-level HTTP/1.1\r\n"]),
     )
     def fuzz(data: bytes, start: bytes) -> None:
-        with socket.create_connection(("127.0.0.1", target.admin), timeout=20) as client:
+        with target.dial("admin") as client:
             send(client, start + data + b"\r\n\r\n")
             with contextlib.suppress(OSError):
                 client.shutdown(socket.SHUT_WR)
             assert all(status < 500 for status in statuses(rest(client)))
 
     fuzz()
-    wait_for(lambda: target.ask(target.admin, "/-/healthy")[0] == 200, "an answer")
+    wait_for(lambda: target.status("/-/healthy", "admin") == 200, "an answer")
 
 
 def test_nobody_keeps_a_probe_out(target: Service) -> None:
-    crowd = [socket.create_connection(("127.0.0.1", target.admin), timeout=20) for _ in range(200)]
+    crowd = [target.dial("admin") for _ in range(200)]
     try:
         for client in crowd[::2]:
             send(client, b"GET / HTTP/1.1\r\nX: ")
         for _ in range(20):
-            assert target.ask(target.admin, "/-/healthy")[0] == 200
+            assert target.status("/-/healthy", "admin") == 200
     finally:
         for client in crowd:
             client.close()

@@ -4,20 +4,17 @@ import contextlib
 import json
 import os
 import random
+import signal
 import socket
 import threading
 from pathlib import Path
 
 import pytest
-from service import wait_for
-from world import CANARIES, SCALE, World
+from kit.hostile import SCALE
+from kit.service import ENDPOINTS, wait_for
+from kit.world import CANARIES, World
 
 pytestmark = pytest.mark.slow
-
-ENDPOINTS = (
-    *("/", "/metrics", "/-/healthy", "/-/ready", "/-/version", "/-/config", "/-/requests", "/-/stacks"),
-    *("/-/stalls", "/-/log-level", "/-/ready/Gate", "/nothing"),
-)
 
 
 def leaks(text: str) -> list[str]:
@@ -25,27 +22,27 @@ def leaks(text: str) -> list[str]:
 
 
 def test_no_secret_gets_out(world: World) -> None:
-    service = world.start(APP_LOG_LEVEL="debug").started()
-    assert [*CANARIES.values()][:2] == list(json.loads(service.ask(service.http, "/reveal")[1]))
+    service = world.start(APP_LOG_LEVEL="debug").ready()
+    assert [*CANARIES.values()][:2] == list(json.loads(service.ask("/reveal").text))
     for kind in ("exception", "library", "warning", "thread", "task", "unraisable", "odd", "exit", "cancel"):
-        service.ask(service.http, f"/trouble/{kind}")
+        service.ask(f"/trouble/{kind}")
     for path in ("/fail", "/group", "/die", "/silent"):
-        said = service.ask(service.http, path)[1]
+        said = service.ask(path).text
         assert not leaks(said)
-    service.process.send_signal(1)
-    wait_for(lambda: service.lines("secrets are unchanged"), "the reload")
-    for path in ENDPOINTS:
-        assert not leaks(service.ask(service.admin, path)[1]), path
+    service.signal(signal.SIGHUP)
+    service.line("secrets unchanged")
+    for path in (*ENDPOINTS, "/-/ready/Gate", "/nothing"):
+        assert not leaks(service.ask(path, port="admin").text), path
     words = "&".join(f"w={value[::-1]}" for value in CANARIES.values())
-    count, found = json.loads(service.ask(service.http, f"/reach?{words}")[1])
+    count, found = json.loads(service.ask(f"/reach?{words}").text)
     assert count > 10_000
     assert not found, found
     # The process's own environment, and what a child of it is given.
-    assert not leaks(service.ask(service.http, "/child")[1])
-    assert not leaks(Path(f"/proc/{service.process.pid}/environ").read_text())
-    assert not leaks(Path(f"/proc/{service.process.pid}/cmdline").read_text())
-    service.process.terminate()
-    assert service.process.wait(20) == 0
+    assert not leaks(service.ask("/child").text)
+    assert not leaks(Path(f"/proc/{service.pid}/environ").read_text())
+    assert not leaks(Path(f"/proc/{service.pid}/cmdline").read_text())
+    service.signal(signal.SIGTERM)
+    assert service.wait(20) == 0
     assert not leaks(service.out.read_text() + service.err.read_text())
 
 
@@ -65,9 +62,9 @@ def bad_files(folder: Path) -> dict[str, str]:
         "empty": "is empty",
         "latin": "is not UTF-8",
         "pipe": "is not a regular file",
-        "sock": "can't be read",
+        "sock": "is not a regular file",
         "loop": "can't be read",
-        "folder": "can't be read",
+        "folder": "is not a regular file",
         "nowhere": "does not exist",
         "/dev/zero": "is not a regular file",
         "/proc/self/mem": "can't be read",
@@ -76,28 +73,28 @@ def bad_files(folder: Path) -> dict[str, str]:
 
 def test_what_is_no_secret_file_is_named_and_the_old_secrets_stay(world: World, tmp_path: Path) -> None:
     folder = world.secrets()
-    service = world.start(secrets=folder, APP_SECRETS_REFRESH="0").started()
+    service = world.start(secrets=folder, APP_SECRETS_REFRESH="0").ready()
     secret = folder / "probe_password"
     for name, why in bad_files(tmp_path).items():
         secret.unlink()
         secret.symlink_to(tmp_path / name)
-        before = len(service.lines("secrets not reloaded; the old ones stay in use"))
-        service.process.send_signal(1)
+        before = len(service.lines("secrets reload failed"))
+        service.signal(signal.SIGHUP)
         said = wait_for(
-            lambda: service.lines("secrets not reloaded; the old ones stay in use")[before:],  # noqa: B023
+            lambda: service.lines("secrets reload failed")[before:],  # noqa: B023
             f"a line about {name}",
         )
         assert why in said[0]["problems"]["probe_password"], name
-        assert service.ask(service.http, "/reveal")[0] == 200
+        assert service.status("/reveal") == 200
     secret.unlink()
     secret.write_text("x" * 1024 * 1024)
     secret.chmod(0o000)
-    service.process.send_signal(1)
+    service.signal(signal.SIGHUP)
     if os.geteuid() == 0:
         wait_for(lambda: service.lines("secrets reloaded"), "the largest secret there may be")
     else:
         wait_for(lambda: "Permission denied" in str(service.lines()[-1]), "a line about the mode")
-    assert service.process.poll() is None
+    assert service.is_running
 
 
 def test_one_that_may_not_read_its_secrets_says_so(world: World) -> None:
@@ -112,7 +109,7 @@ def test_one_that_may_not_read_its_secrets_says_so(world: World) -> None:
     service = world.start(prefix=prefix, secrets=folder)
     os.chown(folder / "probe_password", 12345, 12345)
     assert whose
-    status = service.process.wait(20)
+    status = service.wait(20)
     said = service.out.read_text()
     assert not leaks(said)
     assert status == 78, said
@@ -137,7 +134,7 @@ def test_secrets_that_are_replaced_while_they_are_read_are_never_mixed(world: Wo
     for name in ("probe_password", "probe_key"):
         (folder / name).unlink()
         (folder / name).symlink_to(f"..data/{name}")
-    service = world.start(secrets=folder, APP_SECRETS_REFRESH="1").started()
+    service = world.start(secrets=folder, APP_SECRETS_REFRESH="1").ready()
     stop = threading.Event()
 
     def change() -> None:
@@ -145,7 +142,7 @@ def test_secrets_that_are_replaced_while_they_are_read_are_never_mixed(world: Wo
         for number in range(1, 400 * SCALE):
             swap(number)
             with contextlib.suppress(ProcessLookupError):
-                service.process.send_signal(1)
+                service.signal(signal.SIGHUP)
             if stop.wait(chance.uniform(0, 0.01)):
                 return
 
@@ -154,7 +151,7 @@ def test_secrets_that_are_replaced_while_they_are_read_are_never_mixed(world: Wo
     seen = set()
     try:
         while writer.is_alive():
-            password, key = json.loads(service.ask(service.http, "/reveal")[1])
+            password, key = json.loads(service.ask("/reveal").text)
             assert password == key
             seen.add(password)
     finally:
@@ -162,4 +159,4 @@ def test_secrets_that_are_replaced_while_they_are_read_are_never_mixed(world: Wo
         writer.join()
     assert len(seen) > 3, "nothing changed while it was looked at"
     last = f"generation {400 * SCALE - 1}"
-    wait_for(lambda: last in service.ask(service.http, "/reveal")[1], "the newest secrets")
+    wait_for(lambda: last in service.ask("/reveal").text, "the newest secrets")

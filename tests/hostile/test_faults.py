@@ -12,9 +12,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import missing
-from service import Service, free_port, wait_for
-from world import SCALE, Behaved, World, dial, rest, statuses
+from kit.hostile import SCALE, Behaved, statuses
+from kit.service import Service, free_port, rest, wait_for
+from kit.tools import tool
+from kit.world import World
 
 pytestmark = pytest.mark.slow
 
@@ -23,9 +24,8 @@ SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
 
 def state(service: Service) -> tuple[int, int, int]:
     """Return the status codes of readiness on both ports, and of liveness."""
-    asked = [(service.http, "/-/ready"), (service.admin, "/-/ready"), (service.admin, "/-/healthy")]
-    first, second, third = (service.ask(port, path)[0] for port, path in asked)
-    return first, second, third
+    ready, healthy = "/-/ready", "/-/healthy"
+    return service.status(ready), service.status(ready, "admin"), service.status(healthy, "admin")
 
 
 def is_in(service: Service, wanted: tuple[int, int, int]) -> bool:
@@ -33,35 +33,35 @@ def is_in(service: Service, wanted: tuple[int, int, int]) -> bool:
 
 
 def test_a_dependency_that_hangs_refuses_or_flaps_moves_readiness_only(world: World) -> None:
-    service = world.start(APP_HEALTH_CHECK_TIMEOUT="0.3").started()
+    service = world.start(APP_HEALTH_CHECK_TIMEOUT="0.3").ready()
     behaved = Behaved(service)
     stop = threading.Event()
     seen: set[int] = set()
 
     def probes() -> None:
         while not stop.wait(0.005):
-            seen.add(service.ask(service.http, "/-/ready")[0])
-            assert service.ask(service.admin, "/-/healthy")[0] == 200
+            seen.add(service.status("/-/ready"))
+            assert service.status("/-/healthy", "admin") == 200
 
     crowd = [threading.Thread(target=probes) for _ in range(4)]
-    asked = int(service.ask(service.http, "/gate/gate")[1])
+    asked = int(service.ask("/gate/gate").text)
     began = time.monotonic()
     for prober in crowd:
         prober.start()
     try:
         for mode, status in (("hang", 503), ("open", 200), ("shut", 503), ("open", 200)):
-            assert service.ask(service.http, f"/gate/gate?mode={mode}")[0] == 200
+            assert service.status(f"/gate/gate?mode={mode}") == 200
             wait_for(partial(is_in, service, (status, status, 200)), f"{status} by {mode}")
             behaved.asks()
         for number in range(40):
-            service.ask(service.http, f"/gate/gate?mode={('open', 'shut')[number % 2]}")
+            service.ask(f"/gate/gate?mode={('open', 'shut')[number % 2]}")
             behaved.asks()
     finally:
         stop.set()
         for prober in crowd:
             prober.join()
     # A run a second at most, however many ask.
-    runs = int(service.ask(service.http, "/gate/gate")[1]) - asked
+    runs = int(service.ask("/gate/gate").text) - asked
     assert runs <= time.monotonic() - began + 2
     assert seen == {200, 503}
 
@@ -71,16 +71,19 @@ def test_signals_in_any_order_at_any_stage_end_it_as_they_should(world: World, s
     chance = random.Random(seed)
     stage = ("born", "starting", "ready", "draining")[seed % 4]
     starting = stage == "starting"
-    service = world.start(
-        APP_PROBE_START_DELAY="1" if starting else "0", APP_DRAIN_DELAY="0" if starting else "1"
-    )
+    delay = "0" if starting else "1"
+    if stage == "born":
+        # Who hears signals from the first moment on is the service's own main.
+        service = world.start(None, APP_DRAIN_DELAY=delay)
+    else:
+        service = world.start(APP_DRAIN_DELAY=delay, APP_PROBE_START_DELAY="1" if starting else "0")
     if stage == "ready":
-        service.started()
+        service.ready()
     elif stage == "starting":
         wait_for(lambda: service.lines("listening"), "the listeners")
     elif stage == "draining":
-        service.started()
-        service.process.send_signal(signal.SIGTERM)
+        service.ready()
+        service.signal(signal.SIGTERM)
         wait_for(lambda: service.lines("draining"), "the drain")
     else:
         # From then on it is our code that hears signals, while it still imports the rest.
@@ -88,20 +91,20 @@ def test_signals_in_any_order_at_any_stage_end_it_as_they_should(world: World, s
         time.sleep(chance.uniform(0, 0.4))
     sent = chance.choices(SIGNALS, k=chance.randint(1, 5))
     for number in sent:
-        service.process.send_signal(number)
+        service.signal(number)
         time.sleep(chance.choice((0.0, 0.01, 0.05)))
     ends = [number for number in sent if number != signal.SIGHUP]
     if stage == "draining":
         ends.insert(0, signal.SIGTERM)
     if not ends:
-        service.started()
-        Behaved(service).asks()
-        service.process.terminate()
-    status = service.process.wait(20)
+        service.ready()
+        Behaved(service).asks("/-/ready", b"ready\n")
+        service.signal(signal.SIGTERM)
+    status = service.wait(20)
     # The kernel keeps one of each kind, and of those that wait together the lowest number comes first.
     # A second one that comes when all is done finds the kernel's default.
     allowed = {0, *(status for number in ends if len(ends) > 1 for status in (128 + number, -number))}
-    assert status in allowed, (stage, sent, status, service.out.read_text(), service.err.read_text())
+    assert status in allowed, (stage, sent, status, service.said())
     assert service.err.read_text() == ""
     service.lines()
 
@@ -109,46 +112,47 @@ def test_signals_in_any_order_at_any_stage_end_it_as_they_should(world: World, s
 def _hears(service: Service, number: signal.Signals) -> bool:
     """Whether a process has a handler for a signal: proc(5), SigCgt."""
     with contextlib.suppress(OSError):
-        status = Path(f"/proc/{service.process.pid}/status").read_text()
+        status = Path(f"/proc/{service.pid}/status").read_text()
         caught = int(re.findall(r"SigCgt:\s+([0-9a-f]+)", status)[0], 16)
         return bool(caught >> (number - 1) & 1)
     return False
 
 
 def test_killed_and_started_again_it_serves_at_once_on_the_same_port(world: World) -> None:
-    ports = [str(free_port()), str(free_port())]
+    ports = {"http": free_port(), "admin": free_port()}
     for _ in range(3):
-        service = world.start(APP_HTTP_PORT=ports[0], APP_ADMIN_PORT=ports[1]).started()
+        service = world.start(ports=ports).ready()
         clients = [Behaved(service) for _ in range(10)]
         for client in clients:
             client.asks()
-        service.process.kill()
-        assert service.process.wait(10) == -signal.SIGKILL
+        service.popen.kill()
+        assert service.wait(10) == -signal.SIGKILL
         for client in clients:
             client.close()
 
 
 def test_a_start_up_that_fails_ends_with_one_clear_line(world: World) -> None:
     service = world.start(APP_PROBE_START_ERROR="no database")
-    assert service.process.wait(20) == 1
+    assert service.wait(20) == 1
     [line] = [line for line in service.lines() if line["level"] in {"error", "critical"}]
-    assert "no database" in line["error"]
+    assert line["event"] == "startup failed"
+    assert "no database" in line["exception"]
     assert service.err.read_text() == ""
 
 
 def test_a_start_up_that_hangs_is_alive_unready_and_ends_when_told(world: World) -> None:
     service = world.start(APP_PROBE_START_DELAY="60")
-    said = wait_for(lambda: service.lines("listening"), "the listeners")[0]
-    service.http, service.admin = (int(said[name].rpartition(":")[2]) for name in ("http", "admin"))
-    assert state(service) == (503, 503, 200)
-    service.process.terminate()
-    assert service.process.wait(10) == 0
+    # Requests wait for the end of it: only the admin port answers.
+    assert service.readiness()["state"] == "starting"
+    assert service.status("/-/healthy", "admin") == 200
+    service.signal(signal.SIGTERM)
+    assert service.wait(10) == 0
 
 
 def test_a_task_that_dies_silently_is_logged_and_counted(world: World) -> None:
-    service = world.start().started()
+    service = world.start().ready()
     before = service.series()["uncaught_exceptions_total"]
-    assert service.ask(service.http, "/die")[0] == 200
+    assert service.status("/die") == 200
     wait_for(lambda: service.series()["uncaught_exceptions_total"] == before + 1, "the count")
     [line] = [line for line in service.lines() if "the task died" in line.get("exception", "")]
     assert line["level"] == "error"
@@ -156,65 +160,63 @@ def test_a_task_that_dies_silently_is_logged_and_counted(world: World) -> None:
 
 
 def test_an_exception_group_is_one_500_and_one_line(world: World) -> None:
-    service = world.start().started()
-    assert service.ask(service.http, "/group")[0] == 500
+    service = world.start().ready()
+    assert service.status("/group") == 500
     [line] = service.lines("unhandled exception")
     assert all(f"part {number}" in line["exception"] for number in range(3))
 
 
 def test_a_request_that_asks_for_too_much_memory_fails_alone(world: World) -> None:
-    service = world.start(prefix=("prlimit", f"--as={1 << 31}", "--")).started()
+    service = world.start(prefix=("prlimit", f"--as={1 << 31}", "--")).ready()
     behaved = Behaved(service)
-    assert service.ask(service.http, "/allocate")[0] == 500
+    assert service.status("/allocate") == 500
     assert "MemoryError" in service.lines("unhandled exception")[0]["exception"]
     behaved.asks()
 
 
 def test_a_handler_that_ignores_its_end_ends_with_the_process(world: World) -> None:
-    service = world.start(APP_DRAIN_TIMEOUT="0.3").started()
-    with dial(service) as client:
+    service = world.start(APP_DRAIN_TIMEOUT="0.3").ready()
+    with service.dial() as client:
         client.sendall(b"GET /stubborn HTTP/1.1\r\nHost: x\r\n\r\n")
         wait_for(lambda: service.series()["http_server_active_requests"] == 1, "the request")
-        service.process.terminate()
-        assert service.process.wait(20) == 1
+        service.signal(signal.SIGTERM)
+        assert service.wait(20) == 1
         assert statuses(rest(client)) in ([], [503])
     assert service.lines("requests cut off")[0]["requests"] == 1
 
 
 def test_a_clock_that_is_set_back_changes_no_limit(world: World, tmp_path: Path) -> None:
     """All waiting is by the monotonic clock, which nobody sets; what people read is by the other."""
-    library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None) or missing("libfaketime")
+    library = tool("libfaketime")
     clock = tmp_path / "clock"
     clock.write_text("+0")
-    limits = {"HEADER_TIMEOUT": 2}
-    preload = f"LD_PRELOAD={library}"
     faketime = (
-        preload,
+        f"LD_PRELOAD={library}",
         f"FAKETIME_TIMESTAMP_FILE={clock}",
         "FAKETIME_NO_CACHE=1",
         "FAKETIME_DONT_FAKE_MONOTONIC=1",
     )
-    service = world.start(limits, ("env", *faketime), APP_HEALTH_CHECK_TIMEOUT="1").started()
+    service = world.start(prefix=("env", *faketime), APP_HEALTH_CHECK_TIMEOUT="1").ready()
     behaved = Behaved(service)
     behaved.asks()
     began = time.monotonic()
-    with dial(service) as slow:
+    with service.dial() as slow:
         slow.sendall(b"GET /trouble/never HTTP/1.1\r\n")
         clock.write_text("-7200")
         behaved.asks()
         # Seen by the service, or there is nothing to show.
         wait_for(lambda: _hour(service.lines()[-1]) != _hour(service.lines()[0]), "the clock being back")
         assert statuses(rest(slow)) in ([], [408])
-    assert service.ask(service.http, "/gate/gate?mode=hang")[0] == 200
+    assert service.status("/gate/gate?mode=hang") == 200
     wait_for(lambda: state(service) == (503, 503, 200), "the hanging check noticed")
-    assert service.ask(service.http, "/gate/gate?mode=open")[0] == 200
+    assert service.status("/gate/gate?mode=open") == 200
     wait_for(lambda: state(service) == (200, 200, 200), "readiness again")
     behaved.asks()
     assert all(line["duration_ms"] >= 0 for line in service.lines("request"))
     assert 0 <= json.loads(service.look("/-/version"))["uptime_seconds"] <= time.monotonic() - began + 20
     assert 0 <= json.loads(service.look("/-/ready/Gate"))["age_s"] < 20
-    service.process.terminate()
-    assert service.process.wait(20) == 0
+    service.signal(signal.SIGTERM)
+    assert service.wait(20) == 0
     assert service.lines("stopped")
 
 

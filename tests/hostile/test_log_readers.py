@@ -2,13 +2,15 @@
 
 import json
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from service import Service, free_port, wait_for
-from world import Behaved, World, memory
+from kit.hostile import Behaved, memory
+from kit.service import Service, free_port, wait_for
+from kit.world import World
 
 pytestmark = pytest.mark.slow
 
@@ -18,18 +20,8 @@ REQUESTS = 8000
 
 def start(world: World, prefix: tuple[str, ...]) -> Service:
     """Start a service whose output goes elsewhere, so that its ports have to be known before."""
-    http, admin = free_port(), free_port()
-    service = world.start(prefix=prefix, APP_HTTP_PORT=str(http), APP_ADMIN_PORT=str(admin))
-    service.http, service.admin = http, admin
-
-    def is_ready() -> bool:
-        try:
-            return service.ask(service.admin, "/-/ready")[0] == 200
-        except OSError:
-            return False
-
-    wait_for(is_ready, "readiness")
-    return service
+    ports = {"http": free_port(), "admin": free_port()}
+    return world.start(prefix=prefix, ports=ports).answering()
 
 
 def lost(service: Service) -> int:
@@ -48,7 +40,7 @@ def test_nobody_reads_and_then_somebody_does(world: World, tmp_path: Path) -> No
         missing = lost(service)
         assert 0 < missing < REQUESTS
         assert memory(service) - before < 16 * 1024
-        assert service.ask(service.admin, "/-/healthy")[0] == 200
+        assert service.status("/-/healthy", "admin") == 200
         with (tmp_path / "read").open("wb") as out:
             reader = subprocess.Popen(("cat", fifo), stdout=out)
         try:
@@ -58,15 +50,15 @@ def test_nobody_reads_and_then_somebody_does(world: World, tmp_path: Path) -> No
                 return [json.loads(line) for line in whole.splitlines()]
 
             [told] = wait_for(
-                lambda: [line for line in lines() if line["event"] == "lines could not be written"],
+                lambda: [line for line in lines() if line["event"] == "log lines lost"],
                 "a line that counts the lost ones",
             )
             assert told["lost"] == missing
             behaved.asks()
             written = [line for line in lines() if line["event"] == "request"]
             assert len(written) >= REQUESTS - missing
-            service.process.terminate()
-            assert service.process.wait(20) == 0
+            service.signal(signal.SIGTERM)
+            assert service.wait(20) == 0
             wait_for(lambda: lines()[-1]["event"] == "stopped", "the last line")
         finally:
             reader.terminate()
@@ -81,8 +73,8 @@ def test_the_reader_dies(world: World) -> None:
     for _ in range(50):
         behaved.asks()
     wait_for(lambda: lost(service) > 0, "lost lines")
-    service.process.terminate()
-    assert service.process.wait(20) == 0
+    service.signal(signal.SIGTERM)
+    assert service.wait(20) == 0
     assert service.err.read_text() == ""
 
 
@@ -93,6 +85,6 @@ def test_the_disk_is_full(world: World) -> None:
         behaved.asks()
     assert lost(service) >= 50
     began = time.monotonic()
-    service.process.terminate()
-    assert service.process.wait(20) == 0
+    service.signal(signal.SIGTERM)
+    assert service.wait(20) == 0
     assert time.monotonic() - began < 10

@@ -10,7 +10,7 @@ import svcs
 from starlette.testclient import TestClient
 
 from {{ cookiecutter.package_name }}.app import create_app
-from {{ cookiecutter.package_name }}.chassis.config import load
+from {{ cookiecutter.package_name }}.chassis import load
 from {{ cookiecutter.package_name }}.config import Config
 from {{ cookiecutter.package_name }}.services import Clock
 
@@ -44,9 +44,13 @@ def test_the_evening_begins_when_the_setting_says(client: Client) -> None:
 
 
 @pytest.mark.parametrize("body", ["", "{", '{"nme": "Ada"}', '{"name": 1}', '{"name": " "}'])
-def test_says_no_to_a_body_that_names_nobody(client: Client, body: str) -> None:
+def test_refuses_a_body_that_names_nobody(client: Client, body: str) -> None:
     answer = client().post("/greetings", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 422
+
+
+def test_refuses_a_body_that_is_nested_too_deeply(client: Client) -> None:
+    assert client().post("/greetings", content='{"a": ' + "[" * 100_000).status_code in (400, 422)
 
 
 def test_asks_for_the_token_when_there_is_one(client: Client) -> None:

@@ -1,30 +1,30 @@
 """The one place that reads the world: arguments and environment."""
 
 import os
+import signal
 import sys
 
-from .chassis import cli
-
-
-def config() -> type:
-    """Import the configuration class."""
-    from .config import Config
-
-    return Config
-
-
-def service() -> cli.Service:
-    """Put the parts of the service together."""
-    from .app import create_app
-    from .config import Config
-    from .services import INFORMS, register_services
-
-    return cli.Service("{{ cookiecutter.project_slug }}", Config, register_services, create_app, INFORMS)
+from .healthcheck import healthcheck
 
 
 def main() -> None:
     """Run the command line."""
-    sys.exit(cli.main("{{ cookiecutter.project_slug }}", service, sys.argv[1:], os.environ, config))
+    if sys.argv[1:] == ["healthcheck"]:
+        # An orchestrator asks every few seconds; importing the service would take ten times as long.
+        sys.exit(healthcheck(os.environ))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # PID 1 has no default handlers: a stop during the imports would go unheard.
+        signal.signal(number, lambda *_: os._exit(0))
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        # A reload must not end what has not started yet; under nohup(1) the signal stays ignored.
+        signal.signal(signal.SIGHUP, lambda *_: None)
+    from .app import create_app
+    from .chassis import Service, run
+    from .config import Config
+    from .services import NON_CRITICAL, register_services
+
+    service = Service("{{ cookiecutter.project_slug }}", Config, register_services, create_app, NON_CRITICAL)
+    sys.exit(run(service, sys.argv[1:], os.environ))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ def create_app(config: Config, registry: svcs.Registry) -> Starlette:
             guest = msgspec.json.decode(await request.body(), type=Guest)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise HTTPException(422, str(error)) from None
+        except RecursionError:
+            raise HTTPException(422, "JSON is nested too deeply") from None
         return await answer(request, guest.name)
 
     async def answer(request: Request, name: str) -> Response:
@@ -101,8 +103,7 @@ def create_app(config: Config, registry: svcs.Registry) -> FastAPI:
         try:
             return Greeting(text=greet(name, clock.now(), config.greeting.evening))
         except ValueError as error:
-            # In the shape that the OpenAPI document says a 422 has.
-            raise HTTPException(422, [{"loc": ["name"], "msg": str(error), "type": "value_error"}]) from None
+            raise HTTPException(422, str(error)) from None
 
     @app.get("/greetings/{name}", dependencies=[Depends(authorised)])
     async def greet_by_path(name: str, services: Annotated[svcs.Container, Depends(container)]) -> Greeting:

@@ -2,8 +2,7 @@
 
 import environ
 
-from .chassis.config import Settings, integer, secret
-from .chassis.secrets import Secret
+from .chassis import Secret, Settings, integer, secret
 
 
 @environ.config(frozen=True)

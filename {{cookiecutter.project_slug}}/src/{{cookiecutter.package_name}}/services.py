@@ -6,9 +6,9 @@ import svcs
 
 from .config import Config
 
-# A ping that fails makes an instance unready, unless its service is listed here. List what all instances
-# share: when it is down, an answer without it is better than no instance at all.
-INFORMS: frozenset[type] = frozenset()
+# While the ping of a service fails, this instance is not ready, unless the service is listed here. List what all
+# instances share: if it is down, no instance would be ready, and an answer without it is better than none.
+NON_CRITICAL: frozenset[type] = frozenset()
 
 
 class Clock:
@@ -25,5 +25,5 @@ class Clock:
 
 
 def register_services(registry: svcs.Registry, config: Config) -> None:
-    """Say how each service is made, and how one knows that it works."""
+    """Say how each service is made, and how one checks that it works."""
     registry.register_value(Clock, Clock(), ping=Clock.ping)

@@ -1,4 +1,7 @@
-"""A service as the contract's tests see it: a process with ports, signals, files and lines."""
+"""The running service as tests see it: a process with ports, signals, log lines and an exit status.
+
+Tests of yours may use it: import the fixture `start` in tests/conftest.py, as conftest.py beside this file does.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,28 @@ import os
 import signal
 import socket
 import subprocess
-import threading
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
+
+from ..environment import ENVIRONMENT, SECRETS
+
 T = TypeVar("T")
+
+# Long enough for a busy machine. A test that passes never waits for so long.
+PATIENCE_SECONDS = 30.0
+HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One HTTP answer; *headers* by lower-case name."""
+class Response:
+    """One HTTP response; the names of its headers are in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -30,140 +42,128 @@ class Answer:
         return json.loads(self.body)
 
 
-def wait_for(condition: Callable[[], T], limit: float = 30.0) -> T:
-    """Return the first true value of *condition*; fail when there is none within *limit* seconds."""
-    deadline = time.monotonic() + limit
+def wait_for(condition: Callable[[], T], what: str) -> T:
+    """Return the first true value of *condition*; without one, fail and say *what* was waited for."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {limit} s: {condition}"
-        time.sleep(0.005)
+        assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS:g} s: {what}"
+        time.sleep(0.01)
     return value
 
 
-def rest(client: socket.socket) -> bytes:
-    """Return all that comes until the other side ends the connection, in whatever way."""
-    received = b""
-    try:
-        while data := client.recv(65536):
-            received += data
-    except ConnectionError:
-        return received
-    return received
-
-
 class Process:
-    """One running service, with stdout and stderr in files below *folder*."""
+    """One process of the service; *folder* gets its output."""
 
-    def __init__(self, command: Sequence[str], env: Mapping[str, str], folder: Path) -> None:
-        self.out, self.err = folder / "stdout", folder / "stderr"
-        self._connections: list[http.client.HTTPConnection] = []
-        with self.out.open("wb") as out, self.err.open("wb") as err:
-            self.popen = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+    def __init__(self, arguments: tuple[str, ...], env: Mapping[str, str], folder: Path) -> None:
+        self._out, self._err = folder / "stdout", folder / "stderr"
+        command = (sys.executable, "-m", "{{ cookiecutter.package_name }}", *arguments)
+        with self._out.open("wb") as out, self._err.open("wb") as err:
+            self._popen = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
 
-    def lines(self, event: str | None = None) -> list[dict[str, Any]]:
-        """Return the log lines so far; a line that is not JSON fails the test."""
-        whole = self.out.read_text().rpartition("\n")[0]
-        lines = [json.loads(line) for line in whole.splitlines()]
-        return [line for line in lines if event in (None, line["event"])]
+    @property
+    def stdout(self) -> str:
+        return self._out.read_text()
+
+    @property
+    def stderr(self) -> str:
+        return self._err.read_text()
+
+    def lines(self, event: str) -> list[dict[str, Any]]:
+        """Return the log lines of *event* so far; a line that is not JSON fails the test."""
+        complete = self.stdout.rpartition("\n")[0]
+        return [line for line in map(json.loads, complete.splitlines()) if line["event"] == event]
 
     def line(self, event: str) -> dict[str, Any]:
-        """Wait for the first line of *event*."""
-        return wait_for(lambda: self.lines(event) or self._must_run(event))[0]
+        """Wait for the first log line of *event*."""
 
-    def _must_run(self, event: str) -> list[dict[str, Any]]:
-        assert self.popen.poll() is None or self.lines(event), f"ended: {self.out.read_text()}{self.err.read_text()}"
-        return []
+        def found() -> list[dict[str, Any]]:
+            has_ended = self._popen.poll() is not None
+            lines = self.lines(event)
+            assert lines or not has_ended, f"ended without a line {event!r}:\n{self.stdout}{self.stderr}"
+            return lines
 
-    def port(self, name: str = "http") -> int:
-        return int(self.line("listening")[name].rpartition(":")[2])
+        return wait_for(found, f"a log line {event!r}")[0]
 
     def ready(self) -> Process:
+        """Wait until the service has started."""
         self.line("ready")
         return self
 
-    def connect(self, name: str = "http") -> http.client.HTTPConnection:
-        """Return a connection that is kept until the end of the test."""
-        self._connections.append(http.client.HTTPConnection("127.0.0.1", self.port(name), timeout=30))
-        return self._connections[-1]
+    def port(self, name: str = "http") -> int:
+        """Return a port that the service has chosen: `http` or `admin`."""
+        return int(self.line("listening")[name].rpartition(":")[2])
 
-    def ask(
-        self,
-        path: str,
-        *,
-        port: str = "http",
-        method: str = "GET",
-        headers: Mapping[str, str] | None = None,
-        body: Any = None,
-        on: http.client.HTTPConnection | None = None,
-    ) -> Answer:
-        """Send one request, on a connection of its own unless *on* is given."""
-        connection = on or http.client.HTTPConnection("127.0.0.1", self.port(port), timeout=30)
-        try:
-            connection.request(method, path, body=body, headers=dict(headers or {}))
+    def request(
+        self, path: str, method: str = "GET", *, port: str = "http", body: str | None = None, **headers: str
+    ) -> Response:
+        """Send one request on a connection of its own; `x_request_id=…` is the header X-Request-ID."""
+        with closing(http.client.HTTPConnection(HOST, self.port(port), timeout=PATIENCE_SECONDS)) as connection:
+            sent = {name.replace("_", "-"): value for name, value in headers.items()}
+            connection.request(method, path, body=body, headers=sent)
             response = connection.getresponse()
-            return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
-        finally:
-            if on is None:
-                connection.close()
+            received = {name.lower(): value for name, value in response.getheaders()}
+            return Response(response.status, received, response.read())
 
-    def dial(self) -> socket.socket:
-        """Return a bare connection to the traffic port."""
-        return socket.create_connection(("127.0.0.1", self.port()), timeout=30)
+    def connect(self) -> socket.socket:
+        """Open a bare connection to the traffic port."""
+        return socket.create_connection((HOST, self.port()), timeout=PATIENCE_SECONDS)
 
-    def send(self, data: bytes) -> bytes:
-        """Send *data* on a connection of its own; return all that comes until the service ends it."""
-        with self.dial() as client:
-            client.sendall(data)
-            return rest(client)
+    def signal(self, number: signal.Signals) -> None:
+        self._popen.send_signal(number)
 
-    def request_line(self, path: str) -> dict[str, Any]:
-        """Wait for the request line of *path*."""
-        return wait_for(lambda: [line for line in self.lines("request") if line["path"] == path])[0]
-
-    def readiness(self) -> dict[str, Any]:
-        body: dict[str, Any] = self.ask("/-/ready", port="admin").json()
-        return body
-
-    def signal(self, number: signal.Signals) -> float:
-        """Send a signal; return when."""
-        os.kill(self.popen.pid, number)
-        return time.monotonic()
-
-    def wait(self, limit: float = 30.0) -> int:
-        """Wait for the end; return the exit status."""
-        return self.popen.wait(limit)
+    def wait(self) -> int:
+        """Wait for the end, and return the exit status."""
+        return self._popen.wait(PATIENCE_SECONDS)
 
     def stop(self) -> int:
-        """Stop it as an orchestrator does; return the exit status."""
+        """Stop it as an orchestrator does, and return the exit status."""
         self.signal(signal.SIGTERM)
         return self.wait()
 
     def end(self) -> None:
-        """End it, whatever state it is in; by SIGTERM when that works, so that its coverage is counted."""
-        for connection in self._connections:
-            connection.close()
-        if self.popen.poll() is None:
-            self.popen.terminate()
+        """End it if it still runs: by SIGTERM if that suffices, so that its coverage is counted."""
+        if self._popen.poll() is None:
+            self._popen.terminate()
             try:
-                self.popen.wait(3)
+                self._popen.wait(5)
             except subprocess.TimeoutExpired:
-                self.popen.kill()
-                self.popen.wait()
+                self._popen.kill()
+                self._popen.wait()
 
 
-class Asking(threading.Thread):
-    """A request in the background; after `join` it has an *answer*, or None when the connection broke."""
+class Start:
+    """Starts the service on free ports, with what tests/environment.py says and *env* over it (None: unset)."""
 
-    answer: Answer | None = None
-    at = 0.0
+    def __init__(self, folder: Path) -> None:
+        self.secrets = folder / "secrets"
+        self.secrets.mkdir()
+        for name, value in SECRETS.items():
+            (self.secrets / name).write_text(value)
+        self._folder = folder
+        self._started: list[Process] = []
 
-    def __init__(self, process: Process, path: str, **options: Any) -> None:
-        super().__init__()
-        self._process, self._path, self._options = process, path, options
-        self.start()
+    def __enter__(self) -> Start:
+        return self
 
-    def run(self) -> None:
-        try:
-            self.answer = self._process.ask(self._path, **self._options)
-        except (OSError, http.client.HTTPException):
-            return
-        self.at = time.monotonic()
+    def __exit__(self, *_: object) -> None:
+        for process in self._started:
+            process.end()
+
+    def __call__(self, *arguments: str, **env: str | None) -> Process:
+        folder = self._folder / f"process{len(self._started)}"
+        folder.mkdir()
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("APP_", "PORT"))}
+        # A start is quicker with byte code.
+        inherited.pop("PYTHONDONTWRITEBYTECODE", None)
+        fixed = {"APP_HTTP_PORT": "0", "APP_ADMIN_PORT": "0", "APP_SECRETS_DIR": str(self.secrets)}
+        wanted = {**inherited, **fixed, **ENVIRONMENT, **env}
+        set_ = {name: value for name, value in wanted.items() if value is not None}
+        self._started.append(Process(arguments, set_, folder))
+        return self._started[-1]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """What starts the service; the processes end with the test."""
+    with Start(tmp_path) as start:
+        yield start

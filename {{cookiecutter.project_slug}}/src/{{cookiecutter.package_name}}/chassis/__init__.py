@@ -1,4 +1,36 @@
-"""The template's half of the service: how it is configured, started, watched and stopped.
+"""The template's half of a service: how it is configured, started, watched and stopped.
 
-Never edited by hand: an update of the template replaces this package. It imports nothing of the service.
+This is its public door: a service imports from here and from nowhere below, so that an update of the template can
+replace everything behind it. It is never edited by hand, and it imports nothing of the service.
 """
+
+from .cli import run
+from .config import Settings, boolean, choice, host, integer, load, networks, seconds, secret, text
+from .errors import ChassisError, ConfigurationError, Problem, SecretNotSetError
+from .lifecycle import Lifecycle
+from .logs import get_logger
+from .secrets import Secret
+from .service import Limits, Service
+
+__all__ = [
+    "ChassisError",
+    "ConfigurationError",
+    "Lifecycle",
+    "Limits",
+    "Problem",
+    "Secret",
+    "SecretNotSetError",
+    "Service",
+    "Settings",
+    "boolean",
+    "choice",
+    "get_logger",
+    "host",
+    "integer",
+    "load",
+    "networks",
+    "run",
+    "seconds",
+    "secret",
+    "text",
+]

@@ -1,76 +1,64 @@
-"""Liveness asks whether the event loop moves; readiness asks what the service needs. Never the other way round.
+"""Readiness: whether requests may be sent here, found by pinging the services in the registry.
 
-A dependency that liveness asked would make the orchestrator restart every instance when it is down.
+Liveness asks the event loop only. If it asked a dependency, an outage of that one would restart every instance.
 """
 
-from __future__ import annotations
-
 import asyncio
-import threading
+import contextvars
 import time
-from concurrent.futures import wait
+import traceback
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, wait
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal
+from inspect import isasyncgenfunction, isawaitable, iscoroutinefunction, unwrap
 
-import msgspec
+import attrs
 import svcs
 
-from .stacks import thread_stack
+from .event_loop import BEAT_S, EventLoop
+from .lifecycle import Lifecycle, State
+from .logs import get_logger
+from .stacks import run_in_thread
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+# Outcomes that are younger answer a probe at once, so that any number of probes costs one run of the checks a second.
+FRESH_S = 1.0
+# A probe does not wait for an event loop that is this late: probes often have a time limit of one second.
+STUCK_S = 0.5
 
-BEAT = 0.1
-FRESH = 1.0
-# From when on a probe is told that the loop is stuck instead of waiting; probes often wait a second themselves.
-STUCK = 0.5
+log = get_logger("health")
 
 
 def timestamp(seconds: float) -> str:
-    """Return *seconds* since 1970 as RFC 3339 says, in UTC."""
+    """Return *seconds* since 1970 in the form of RFC 3339, in UTC."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-State = Literal["starting", "ready", "draining"]
-
-
-class Check(msgspec.Struct, frozen=True):
-    """The outcome of one readiness check: *duration* in seconds, *at* in seconds since 1970."""
+@attrs.frozen
+class Check:
+    """The outcome of a check; *error* is the kind of a failure, *detail* the exception's text, which few may see."""
 
     name: str
-    gates: bool
-    error: str | None
-    duration: float
-    at: float
-    # Of the clock that nobody sets back.
-    _ended: float = msgspec.field(default_factory=time.monotonic)
-
-    @property
-    def age(self) -> float:
-        """Seconds since it ended."""
-        return time.monotonic() - self._ended
+    critical: bool
+    duration_s: float
+    error: str | None = None
+    detail: str | None = None
+    ended: float = attrs.field(factory=time.monotonic)
 
     @property
     def status(self) -> str:
-        """``pass``, ``fail``, or ``warn`` for one that only informs."""
-        if self.error is None:
-            return "pass"
-        return "fail" if self.gates else "warn"
+        """``pass``, ``fail``, or ``warn`` for a non-critical check that fails."""
+        return "pass" if self.error is None else "fail" if self.critical else "warn"
 
-    def as_dict(self) -> dict[str, object]:
+    def as_dict(self, detailed: bool = False) -> dict[str, object]:
         """Return it in the shape of draft-inadarei-api-health-check-06."""
-        output = {"output": self.error} if self.error is not None else {}
-        return {
-            "status": self.status,
-            "time": timestamp(self.at),
-            "observedValue": round(self.duration * 1000, 3),
-            "observedUnit": "ms",
-            **output,
-        }
+        took_ms, when = round(self.duration_s * 1000, 3), timestamp(time.time() - time.monotonic() + self.ended)
+        shape = {"status": self.status, "time": when, "observedValue": took_ms, "observedUnit": "ms"}
+        return shape if self.error is None else {**shape, "output": self.detail if detailed else self.error}
 
 
-class Report(msgspec.Struct, frozen=True):
-    """What a readiness probe is told; *reason* says why it fails when no check does."""
+@attrs.frozen
+class Report:
+    """The answer to a readiness probe; *reason* says why it fails when no check does."""
 
     state: State
     checks: tuple[Check, ...] = ()
@@ -78,140 +66,134 @@ class Report(msgspec.Struct, frozen=True):
 
     @property
     def ready(self) -> bool:
-        return self.state == "ready" and self.reason is None and all(check.status != "fail" for check in self.checks)
+        """Whether requests may be sent here."""
+        return self.word == "ready"
 
     @property
     def word(self) -> str:
-        """The answer in one word: ready, starting, draining or failing."""
-        return "failing" if self.state == "ready" and not self.ready else self.state
+        """The answer in one word: starting, ready, failing, draining or stopped."""
+        failing = self.reason is not None or any(check.status == "fail" for check in self.checks)
+        return "failing" if failing and self.state is State.READY else self.state.value
 
-    def as_dict(self) -> dict[str, object]:
+    def as_dict(self, detailed: bool = False) -> dict[str, object]:
         """Return it in the shape of draft-inadarei-api-health-check-06."""
-        body: dict[str, object] = {"status": "pass" if self.ready else "fail", "state": self.state}
-        if self.reason is not None:
-            body["output"] = self.reason
-        body["checks"] = {check.name: [check.as_dict()] for check in self.checks}
-        return body
+        output = {} if self.reason is None else {"output": self.reason}
+        checks = {check.name: [check.as_dict(detailed)] for check in self.checks}
+        return {"status": "pass" if self.ready else "fail", "state": self.state.value, **output, "checks": checks}
 
 
+@attrs.define
 class Health:
-    """The state of this instance, its heartbeat and its checks; safe to ask from any thread.
+    """The readiness of this instance; it may be asked from any thread. *check_timeout* is in seconds.
 
-    Args:
-        check_timeout: Seconds that one check may take.
-        stall_limit: Seconds without a heartbeat before liveness fails.
-        informs: Services whose failing ping is shown but leaves the instance ready: for what all
-            instances share, or one outage would take every one of them out.
+    A failing ping of a *non_critical* service leaves the instance ready. This is for what all instances share: an
+    outage of it would otherwise take all of them out of the balancer. *redact* takes secrets out of a text.
     """
 
-    def __init__(self, check_timeout: float, stall_limit: float, informs: Collection[type] = ()) -> None:
-        self._state: State = "starting"
-        self.on_state: Callable[[State], None] = lambda _: None
-        self.started = time.time()
-        self._began = time.monotonic()
-        self._check_timeout = check_timeout
-        self.stall_limit = stall_limit
-        self.thread = 0
-        self._informs = {f"{cls.__module__}.{cls.__qualname__}" for cls in informs}
-        self._registry: svcs.Registry | None = None
-        self.loop: asyncio.AbstractEventLoop | None = None
-        self._beat = 0.0
-        self._run: asyncio.Task[tuple[Check, ...]] | None = None
-        self._checks: tuple[float, tuple[Check, ...]] = (float("-inf"), ())
-
-    @property
-    def state(self) -> State:
-        """Where this instance is in its life; `on_state` is called with each new one."""
-        return self._state
-
-    @state.setter
-    def state(self, state: State) -> None:
-        changed = state != self._state
-        self._state = state
-        if changed:
-            self.on_state(state)
-
-    @property
-    def uptime(self) -> float:
-        """Seconds since this process began to work, whatever is done to the wall clock."""
-        return time.monotonic() - self._began
-
-    async def heartbeat(self, *observers: Callable[[float], None]) -> None:
-        """Beat for as long as the loop runs; tell the *observers* how late each beat was, in seconds."""
-        self.loop = asyncio.get_running_loop()
-        self.thread = threading.get_ident()
-        self._beat = due = time.monotonic()
-        try:
-            while True:
-                due += BEAT
-                await asyncio.sleep(due - time.monotonic())
-                self._beat = time.monotonic()
-                for observe in observers:
-                    observe(max(0.0, self._beat - due))
-                due = self._beat
-        finally:
-            self.loop = None
+    lifecycle: Lifecycle
+    event_loop: EventLoop
+    check_timeout: float
+    non_critical: Collection[type] = ()
+    redact: Callable[[str], str] = str
+    on_check: Callable[[Check], None] = lambda _: None
+    _registry: svcs.Registry = attrs.field(factory=svcs.Registry, init=False)
+    _run: asyncio.Task[Report] | None = attrs.field(default=None, init=False)
+    _last: Report = attrs.field(default=Report(State.STARTING), init=False)
+    _ended: float = attrs.field(default=float("-inf"), init=False)
+    # By the check's name: the last ping and the last thread, which may still run; since when a check fails.
+    _pings: dict[str, asyncio.Task[BaseException | None]] = attrs.field(factory=dict, init=False)
+    _threads: dict[str, Future[object]] = attrs.field(factory=dict, init=False)
+    _failing: dict[str, float] = attrs.field(factory=dict, init=False)
 
     def watch(self, registry: svcs.Registry) -> None:
         """Take the pings of *registry* as readiness checks."""
         self._registry = registry
 
-    def stalled(self) -> float:
-        """Return the seconds that the event loop is overdue."""
-        return max(0.0, time.monotonic() - self._beat - BEAT) if self.loop is not None else 0.0
-
-    def stuck_at(self) -> str | None:
-        """Return where the event loop is stuck, innermost place last, or None while it is alive."""
-        return "\n".join(thread_stack(self.thread)) if self.stalled() >= self.stall_limit else None
-
     async def ready(self) -> Report:
-        """Answer a readiness probe, in the event loop; probes at the same time share one run of the checks."""
-        if self.state != "ready":
-            return Report(self.state)
-        if time.monotonic() - self._checks[0] > FRESH:
-            if self._run is None:
-                self._run = asyncio.create_task(self._check_all())
-            await asyncio.shield(self._run)
-        return Report(self.state, self._checks[1])
+        """Answer a readiness probe in the event loop; probes at the same time share one run of the checks."""
+        if (report := self._known()) is not None:
+            return report
+        if self._run is None or self._run.done():
+            # In a context of its own: what a check logs does not belong to the request that asked.
+            self._run = asyncio.create_task(self._run_checks(), context=contextvars.Context())
+        return await asyncio.shield(self._run)
 
     def ready_from_thread(self) -> Report:
         """Answer a readiness probe from another thread, also while the event loop is stuck."""
-        at, checks = self._checks
-        if self.state != "ready" or time.monotonic() - at <= FRESH:
-            return Report(self.state, checks if self.state == "ready" else ())
-        loop = self.loop
-        if loop is None or self.stalled() > STUCK:
-            return Report(self.state, reason="the event loop is stuck")
-        future = asyncio.run_coroutine_threadsafe(self.ready(), loop)
-        while not wait({future}, BEAT).done:
-            if self.loop is None or self.stalled() > STUCK:
-                return Report(self.state, reason="the event loop is stuck")
-        return future.result()
+        if (report := self._known()) is not None:
+            return report
+        future = None
+        while (loop := self.event_loop.loop) is not None and self.event_loop.stalled() < STUCK_S:
+            future = future or asyncio.run_coroutine_threadsafe(self.ready(), loop)
+            if wait({future}, BEAT_S).done and not future.cancelled():
+                return future.result()
+        return Report(self.lifecycle.state, reason="the event loop is stuck")
 
-    async def _check_all(self) -> tuple[Check, ...]:
-        try:
-            async with svcs.Container(self._registry or svcs.Registry()) as container:
-                pings = container.get_pings()
-                checks = tuple(await asyncio.gather(*map(self._check, pings)))
-            self._checks = (time.monotonic(), checks)
-            return checks
-        finally:
-            self._run = None
+    def _known(self) -> Report | None:
+        """Return what needs no run of the checks: a state other than ready, or outcomes that are fresh."""
+        if (state := self.lifecycle.state) is not State.READY:
+            return Report(state)
+        return self._last if time.monotonic() - self._ended < FRESH_S else None
 
-    async def _check(self, ping: svcs.ServicePing) -> Check:
-        began = time.perf_counter()
-        error = None
+    async def _run_checks(self) -> Report:
+        services: dict[str, svcs.RegisteredService] = {}
+        for service in self._registry:
+            if service.ping is not None:
+                # A check has the name of its class, and also of the module if there is such a check already.
+                short = service.name.rpartition(".")[2]
+                services[service.name if short in services else short] = service
+        checks = await asyncio.gather(*(self._check(name, service) for name, service in services.items()))
+        self._last, self._ended = Report(self.lifecycle.state, tuple(checks)), time.monotonic()
+        return self._last
+
+    async def _check(self, name: str, service: svcs.RegisteredService) -> Check:
+        began, error, detail = time.monotonic(), None, None
+        if (ping := self._pings.get(name)) is None or ping.done():
+            ping = self._pings[name] = asyncio.create_task(self._ping(name, service))
+        await asyncio.wait({ping}, timeout=self.check_timeout)
+        if not ping.done():
+            error = detail = f"no answer within {self.check_timeout:g} s"
+            ping.cancel()
+        elif (exception := ping.result()) is not None:
+            error = f"{type(exception).__name__}: see the log"
+            detail = self.redact("".join(traceback.format_exception_only(exception)).strip())
+        check = Check(name, service.svc_type not in self.non_critical, time.monotonic() - began, error, detail)
+        self.on_check(check)
+        if error is not None and name not in self._failing:
+            self._failing[name] = check.ended
+            write = log.error if check.critical else log.warning
+            write("readiness check failed", check=name, critical=check.critical, error=detail)
+        elif error is None and name in self._failing:
+            log.info("readiness check recovered", check=name, after_s=round(check.ended - self._failing.pop(name), 3))
+        return check
+
+    async def _ping(self, name: str, service: svcs.RegisteredService) -> BaseException | None:
+        """Ping *service* and return what it raises. Plain functions may block, so they run in a thread."""
+        kind, factory = service.svc_type, unwrap(service.factory)
+        if (ping := service.ping) is None:
+            return None
+        is_plain = not iscoroutinefunction(ping)
+
+        def acquire_and_ping() -> object:
+            with svcs.Container(self._registry) as container:
+                return ping(container.get(kind))
+
         try:
-            async with asyncio.timeout(self._check_timeout):
-                await ping.aping()
-        except TimeoutError:
-            error = f"no answer within {self._check_timeout:g} s"
-        except Exception as exception:
-            error = f"{type(exception).__name__}: {exception}"
-        return Check(
-            ping.name.rpartition(".")[2],
-            ping.name not in self._informs,
-            error,
-            time.perf_counter() - began,
-            time.time(),
-        )
+            async with svcs.Container(self._registry) as container:
+                if is_plain and not iscoroutinefunction(factory) and not isasyncgenfunction(factory):
+                    outcome = await self._in_thread(name, acquire_and_ping)
+                else:
+                    instance = await container.aget(kind)
+                    outcome = await self._in_thread(name, lambda: ping(instance)) if is_plain else ping(instance)
+                # A lambda that calls a coroutine function looks plain.
+                if isawaitable(outcome):
+                    await outcome
+        except (Exception, asyncio.CancelledError) as error:
+            return error
+        return None
+
+    async def _in_thread(self, name: str, function: Callable[[], object]) -> object:
+        # A thread can't be stopped. Later checks wait for one that hangs, so that there is never a second one.
+        if (thread := self._threads.get(name)) is None or thread.done():
+            thread = self._threads[name] = run_in_thread(f"check {name}", function)
+        return await asyncio.wrap_future(thread)

@@ -1,82 +1,76 @@
 """Logs: one event, one line, on stdout; files, rotation and shipping are the platform's business.
 
-structlog renders. The standard library's loggers, warnings and uncaught exceptions are led to the same lines;
-the standard library also keeps the level of each logger, so there is one place to change it.
+structlog and the standard library's loggers end in the same lines. `LEVELS` says what is logged, because any library
+may overwrite the standard library's configuration; where one did, ours is put back.
 """
 
-from __future__ import annotations
-
+import asyncio
 import atexit
+import contextlib
 import contextvars
 import functools
-import json
 import logging
 import os
+import re
 import sys
 import threading
-import time
-import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
 
-import msgspec
 import structlog
+from structlog.stdlib import ExtraAdder, ProcessorFormatter
+from structlog.typing import EventDict, Processor
 
+from . import standard_logging
+from .levels import LEVELS
+from .lines import LINE_BYTES, first_fields, people_chain, plain, renamed, shown, to_json
 from .output import Output
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from types import TracebackType
-
-    from structlog.typing import EventDict, Processor
-
-_encode = msgspec.json.Encoder(enc_hook=repr).encode
 # Seconds that the last lines of a process wait for their reader.
-EXIT_PATIENCE = 1.0
+EXIT_FLUSH_TIMEOUT_S = 1.0
+# Libraries that log whole URLs, with whatever secret stands in a query, or each step of a start.
+QUIET = dict.fromkeys(("httpx", "httpx2", "httpcore", "httpcore2", "urllib3"), "warning") | {"uvicorn": "critical"}
+# structlog's methods that are not named after their level.
+LEVEL_OF = {"warn": "warning", "exception": "error", "fatal": "critical"}
 
-_second: tuple[int, str] = (0, "")
-_console = False
-
-# structlog's methods that are no level of their own.
-_LEVELS = {"warn": "warning", "exception": "error"}
-_NONE: Mapping[str, str] = {}
-
-# What the lines of the request at hand have in common; bound once, cheaper than a variable for each.
+# The ids of the request at hand; every line of the request has them.
 REQUEST: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("request")
+_NO_REQUEST: Mapping[str, str] = {}
+_format_arguments = structlog.stdlib.PositionalArgumentsFormatter()
 
 
-def configure(level: str, format: str) -> None:
-    """Send everything that is logged to stdout, from *level* on, as ``json`` or ``console`` lines."""
-    render: list[Processor] = [structlog.processors.format_exc_info]
-    # The standard library's formatters have to return text.
-    last, last_of_handler = [_json_bytes], [_json_line]
-    global _console
-    _console = format == "console" or (format == "auto" and os.isatty(1))
-    if _console:
-        console = structlog.dev.ConsoleRenderer(colors=os.isatty(1), exception_formatter=structlog.dev.plain_traceback)
-        render, last, last_of_handler = [_printable, console], [], []
+def configure(level: str, format: str, levels: Mapping[str, str] | None = None) -> None:
+    """Send everything that is logged to stdout as ``json`` or ``console`` lines.
+
+    Args:
+        level: The lowest level that is logged.
+        format: ``json``, ``console``, or ``auto``: console on a terminal, otherwise json.
+        levels: Levels of single loggers.
+    """
+    numbers = logging.getLevelNamesMapping()
+    quiet = {name: least for name, least in QUIET.items() if numbers[least.upper()] > numbers[level.upper()]}
+    LEVELS.configure({**quiet, **(levels or {}), "root": level})
+    STATE.console = format == "console" or (format == "auto" and os.isatty(1))
     shared: list[Processor] = [structlog.contextvars.merge_contextvars, _begin]
+    people = people_chain(colors=os.isatty(1)) if STATE.console else []
+    render: list[Processor] = [functools.partial(_render, people)]
     structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            structlog.stdlib.PositionalArgumentsFormatter(),
-            *shared,
-            structlog.processors.StackInfoRenderer(),
-            *render,
-            *last,
-        ],
+        processors=[_filter_by_level, _add_arguments, structlog.processors.StackInfoRenderer(), *shared, *render],
         wrapper_class=structlog.stdlib.BoundLogger,
-        logger_factory=_Logger,
+        logger_factory=_Sink,
         cache_logger_on_first_use=True,
     )
-    handler = _Handler()
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[structlog.stdlib.ExtraAdder(), *shared],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render, *last_of_handler],
-        )
+    formatter = ProcessorFormatter(
+        foreign_pre_chain=[_add_extra, *shared], processors=[ProcessorFormatter.remove_processors_meta, *render]
     )
-    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-    _catch_the_rest()
+    standard_logging.install(standard_logging.Handler(formatter, _write))
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_uncaught_in_thread
+    sys.unraisablehook = _log_unraisable
+    # print() arrives line by line, in order with the log.
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(line_buffering=True)
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
@@ -85,195 +79,140 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
     return logger
 
 
-def write(line: str | bytes) -> None:
-    """Put one whole line on stdout."""
-    if isinstance(line, str):
-        line = line.encode("utf-8", "backslashreplace")
-    output().write(line + b"\n")
-
-
 @functools.cache
 def output() -> Output:
     """Return what writes to stdout."""
-    out = Output(1)
-    out.on_recovery = lambda lost: get_logger("logs").error("lines could not be written", lost=lost)
-    atexit.register(out.flush, EXIT_PATIENCE)
+    out = Output(1, lambda lost: get_logger("logs").error("log lines lost", lost=lost))
+    atexit.register(flush, EXIT_FLUSH_TIMEOUT_S)
     return out
 
 
-class RequestLines:
-    """The lines of requests, as the logger *name* would write them, but by a shorter way.
+def log_request(fields: Mapping[str, object], ids: Mapping[str, str]) -> None:
+    """Log that the request with these *ids* has ended, as ``get_logger("http").info("request", ...)`` would.
 
-    One is what each request costs; structlog takes five times as long for it.
+    The line is what a request costs most; structlog's chain would take five times as long for it.
     """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._is_enabled = logging.getLogger(name).isEnabledFor
-        self._merge = structlog.contextvars.merge_contextvars
-        self._lines: list[bytes] = []
-
-    def add(self, fields: dict[str, object]) -> None:
-        """Make the line of a request that has *fields*, to be written with others."""
-        if not self._is_enabled(logging.INFO):
-            return
-        if _console:
-            get_logger(self._name).info("request", **fields)
-            return
-        line = _beginning("info", self._name, "request")
-        line.update(fields)
-        line.update(REQUEST.get(_NONE))
-        self._lines.append(_json(self._merge(None, "info", line)) + b"\n")
-
-    def write(self) -> None:
-        """Write the lines that were made, in as few system calls as it takes."""
-        lines, self._lines = self._lines, []
-        output().write(*lines)
+    if LEVELS.threshold("http") > logging.INFO:
+        return
+    if STATE.console:
+        get_logger("http").info("request", **fields, **ids)
+        return
+    line = {**first_fields("info", "http", "request"), **fields, **ids}
+    if bound := structlog.contextvars.get_contextvars():
+        line = {**plain(bound), **line}
+    if not STATE.request_lines:
+        # Requests come in crowds; a system call for each line would be the dearest part of it.
+        asyncio.get_running_loop().call_soon(_write_request_lines)
+    STATE.request_lines.append(to_json(line) + b"\n")
 
 
-class Levels:
-    """The levels of loggers, changed for a limited time."""
+def _write_request_lines() -> None:
+    lines, STATE.request_lines = STATE.request_lines, []
+    output().write(*lines)
+
+
+def flush(timeout_s: float) -> None:
+    """Write what is left, and wait for its reader, *timeout_s* seconds at most."""
+    _write_request_lines()
+    output().flush(timeout_s)
+
+
+def configure_child() -> None:
+    """Log as the parent does, by the same environment, in a process that multiprocessing has started (not forked)."""
+    main, processes = sys.modules.get("__mp_main__"), sys.modules.get("multiprocessing")
+    if getattr(main, "__name__", "") == "__mp_main__" or (
+        processes is not None and processes.current_process().name != "MainProcess"
+    ):
+        level, format, levels = (os.environ.get(f"APP_LOG_{name}", "") for name in ("LEVEL", "FORMAT", "LEVELS"))
+        single = {name: level.lower() for name, level in re.findall(r"([^\s,=]+)=(\w+)", levels)}
+        configure(level.lower() or "info", format.lower() or "auto", single)
+
+
+class _State:
+    """What `configure` decided, and request lines that are not written yet."""
 
     def __init__(self) -> None:
-        self._before: dict[str, int] = {}
-        self._timer: threading.Timer | None = None
-        self._until = 0.0
-        self._lock = threading.Lock()
-
-    def show(self) -> dict[str, object]:
-        """Return the level of every known logger, and how many seconds are left until changes are undone."""
-        names = sorted(name for name in logging.root.manager.loggerDict)
-        levels = {name: logging.getLevelName(logging.getLogger(name).getEffectiveLevel()).lower() for name in names}
-        left = round(max(0.0, self._until - time.monotonic()), 1) if self._before else None
-        return {"root": logging.getLevelName(logging.root.level).lower(), "loggers": levels, "reverts_in_s": left}
-
-    def change(self, name: str, level: str, seconds: float, by: str) -> None:
-        """Set the logger *name* ("root": all that have no level of their own) to *level* for some *seconds*."""
-        with self._lock:
-            logger = logging.getLogger(None if name == "root" else name)
-            self._before.setdefault(name, logger.level)
-            logger.setLevel(level.upper())
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = threading.Timer(seconds, self.revert, ("the timer",))
-            self._timer.daemon = True
-            self._until = time.monotonic() + seconds
-            self._timer.start()
-        get_logger("logs").warning("log level changed", changed=name, to=level, for_s=seconds, by=by)
-
-    def revert(self, by: str) -> None:
-        """Set all changed loggers to what they were before the first change."""
-        with self._lock:
-            if self._timer is not None:
-                self._timer.cancel()
-            before, self._before = self._before, {}
-            for name, level in before.items():
-                logging.getLogger(None if name == "root" else name).setLevel(level)
-        get_logger("logs").warning("log levels are back", reverted=sorted(before), by=by)
+        self.console = False
+        self.request_lines: list[bytes] = []
 
 
-class _Logger:
-    """What structlog's loggers write to: a name, whose level the standard library keeps."""
+STATE = _State()
 
-    disabled = False
+
+def _write(line: str) -> None:
+    output().write(line.encode("utf-8", "backslashreplace") + b"\n")
+
+
+class _Sink:
+    """What structlog's loggers write to."""
 
     def __init__(self, name: str = "root") -> None:
         self.name = name
-        self.getEffectiveLevel = logging.getLogger(name).getEffectiveLevel
 
-    def debug(self, line: str | bytes) -> None:
-        write(line)
+    def debug(self, line: str) -> None:
+        _write(line)
 
-    info = warning = error = critical = exception = debug
-
-
-class _Handler(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            line = self.format(record)
-        except Exception as error:
-            # Arguments that don't fit their format string must cost neither the event nor a line on stderr.
-            record.msg, record.args = f"{record.msg} {record.args!r}", None
-            record.format_error = repr(error)
-            line = self.format(record)
-        write(line)
+    info = warning = error = critical = exception = fatal = warn = debug
 
 
-def _begin(logger: Any, method: str, event: EventDict) -> EventDict:
-    """Put what every line begins with first, and what the lines of a request have in common last."""
-    record = event.get("_record")
-    line = _beginning(_LEVELS.get(method, method), logger.name if record is None else record.name, event["event"])
-    return {**line, **event, **REQUEST.get(_NONE), **event, **line}
-
-
-def _beginning(level: str, logger: str, event: object) -> EventDict:
-    """Begin a line; all but the fraction of the time, which is as RFC 3339 has it, is made once a second."""
-    global _second
-    now = time.time()
-    whole = int(now)
-    second, text = _second
-    if whole != second:
-        text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
-        _second = whole, text
-    timestamp = f"{text}.{int((now - whole) * 1_000_000):06d}Z"
-    return {"timestamp": timestamp, "level": level, "logger": logger, "event": event}
-
-
-def _json_line(_logger: object, _method: str, event: EventDict) -> str:
-    return _json(event).decode()
-
-
-def _json_bytes(_logger: object, _method: str, event: EventDict) -> bytes:
-    return _json(event)
-
-
-def _json(event: EventDict) -> bytes:
-    try:
-        return _encode(event)
-    except Exception:
-        # What msgspec refuses: lone surrogates, keys that are no strings, cycles, a repr that fails.
-        return json.dumps({str(key): _safe(value) for key, value in event.items()}).encode()
-
-
-def _safe(value: object) -> object:
-    try:
-        return json.loads(json.dumps(value, default=repr, allow_nan=False))
-    except Exception:
-        return f"<{type(value).__name__}>"
-
-
-def _printable(_logger: object, _method: str, event: EventDict) -> EventDict:
-    """Escape what could forge a line on a terminal."""
-    for key, value in event.items():
-        if isinstance(value, str) and not value.isprintable():
-            event[key] = value.encode("unicode_escape").decode()
+def _filter_by_level(logger: Any, method: str, event: EventDict) -> EventDict:
+    standard_logging.restore()
+    level = logging.getLevelNamesMapping()[LEVEL_OF.get(method, method).upper()]
+    if level < LEVELS.threshold(logger.name):
+        raise structlog.DropEvent
     return event
 
 
-def _catch_the_rest() -> None:
-    log = get_logger("uncaught")
+def _add_arguments(logger: Any, method: str, event: EventDict) -> EventDict:
+    """Format the event with its arguments; those that don't fit must not cost the event."""
+    try:
+        return _format_arguments(logger, method, dict(event))
+    except Exception as error:
+        text = f"{plain(event['event'])} {shown(event.pop('positional_args'))}"
+        return {**event, "event": text, "format_error": shown(error)}
 
-    def main_thread(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        log.critical("uncaught exception", exc_info=(kind, error, trace))
 
-    def other_thread(args: threading.ExceptHookArgs) -> None:
-        name = args.thread.name if args.thread else None
-        log.critical("uncaught exception in a thread", thread=name, exc_info=args.exc_value)
+def _add_extra(logger: Any, method: str, event: EventDict) -> EventDict:
+    """Add the ``extra`` of a record, but never in place of its message."""
+    return {**renamed(ExtraAdder()(logger, method, {"_record": event["_record"]})), **event}
 
-    def unraisable(args: sys.UnraisableHookArgs) -> None:
-        log.error("exception that nobody could catch", where=repr(args.object), exc_info=args.exc_value)
 
-    def warning(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: object = None,
-        line: object = None,
-    ) -> None:
-        get_logger("warnings").warning(str(message), category=category.__name__, file=filename, line=lineno)
+def _begin(logger: Any, method: str, event: EventDict) -> EventDict:
+    """Put first what every line begins with, and last the ids of the request; a field that clashes is renamed."""
+    record = event.get("_record")
+    name = logger.name if record is None else record.name
+    line = first_fields(LEVEL_OF.get(method, method), name, event.pop("event"))
+    fields = renamed(event)
+    return {**line, **fields, **REQUEST.get(_NO_REQUEST), **fields}
 
-    sys.excepthook = main_thread
-    threading.excepthook = other_thread
-    sys.unraisablehook = unraisable
-    warnings.showwarning = warning
+
+def _render(people: list[Processor], logger: Any, method: str, event: EventDict) -> str:
+    """Render a line, in whatever state its fields are: logging must never raise."""
+    with contextlib.suppress(Exception):
+        line: Any = dict(event)
+        for processor in people:
+            line = processor(logger, method, line)
+        if isinstance(line, str) and len(line) <= LINE_BYTES:
+            return line
+    with contextlib.suppress(Exception):
+        event = structlog.processors.format_exc_info(logger, method, dict(event))
+    return to_json(plain(event)).decode()
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    get_logger("uncaught").critical("uncaught exception", exc_info=(kind, error, trace))
+
+
+def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
+    # As Python does it: sys.exit ends a thread, and is no error there.
+    if args.exc_type is SystemExit:
+        return
+    name = args.thread.name if args.thread else None
+    get_logger("uncaught").critical("uncaught exception in thread", thread=name, exc_info=args.exc_value)
+
+
+def _log_unraisable(args: Any) -> None:
+    get_logger("uncaught").error("unraisable exception", where=repr(args.object), exc_info=args.exc_value)
+
+
+configure_child()

@@ -1,147 +1,165 @@
 """From a service's parts and its environment to a running process, and to its exit status."""
 
-from __future__ import annotations
-
 import asyncio
-import gc
+import errno
+import importlib.metadata
+import importlib.util
 import os
 import platform
-import signal
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import socket
+from collections.abc import Mapping
+from typing import Any
 
 import svcs
 import uvloop
 
-from . import admin, logs
-from .config import ConfigurationError, load
-from .forwarded import TrustedProxies
+from . import admin, logs, secrets, standard_logging
+from .config import LoadedConfig, Settings, load
+from .errors import ConfigurationError, Problem
+from .event_loop import EventLoop, Watchdog
 from .health import Health
+from .http.middleware import Middleware
+from .http.problems import use_problems
+from .http.requests import RequestsInFlight, websocket_paths
+from .http.server import Server, StartupFailedError, listen
+from .lifecycle import Lifecycle, State, exit_now, exit_status
 from .metrics import Metrics
-from .middleware import Middleware, Traffic
-from .notify import Notifier
 from .output import ensure_standard_streams
-from .server import Server, listen
-from .stacks import Watchdog
-
-if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable, Mapping
-
-    from .cli import Service
-    from .config import Loaded, Problem, Settings
-    from .secrets import Secrets
+from .service import Service
+from .systemd import Notifier
 
 log = logs.get_logger("service")
 
 
-def run(load_service: Callable[[], Service], env: Mapping[str, str]) -> int:
+def serve(service: Service, env: Mapping[str, str]) -> int:
     """Serve until a signal asks to stop; return the exit status."""
     ensure_standard_streams()
     logs.configure("info", env.get("APP_LOG_FORMAT", "auto").lower())
-    service = load_service()
-    # What was imported is none of the collector's business; its first look would be at all of it.
-    gc.freeze()
-    gc.enable()
     try:
         loaded = load(service.config, env)
     except ConfigurationError as error:
-        for problem in error.problems:
-            log.critical("configuration problem", setting=problem.setting, problem=problem.problem)
-        _warn(error.warnings)
+        _log_problems(error.problems, error.warnings)
         return os.EX_CONFIG
     config = loaded.config
-    logs.configure(config.log.level, config.log.format)
-    _warn(loaded.warnings)
-    sockets: list[socket.socket] = []
-    for purpose, at in (("http", config.http), ("admin", config.admin)):
+    logs.configure(config.log.level, config.log.format, config.log.levels)
+    _log_problems([], loaded.warnings)
+    listeners: list[list[socket.socket]] = []
+    for purpose, at in (("HTTP", config.http), ("ADMIN", config.admin)):
         try:
-            sockets.append(listen(at.host, at.port))
+            listeners.append(listen(at.host, at.port))
         except OSError as error:
-            setting = f"APP_{purpose.upper()}_PORT"
-            log.critical("can't listen", setting=setting, host=at.host, port=at.port, error=str(error))
-            return 1
+            in_use = error.errno == errno.EADDRINUSE
+            setting = f"APP_{purpose}_{'PORT' if in_use or error.errno == errno.EACCES else 'HOST'}"
+            log.critical("listen failed", setting=setting, host=at.host, port=at.port, error=str(error))
+            return 1 if in_use else os.EX_CONFIG
+    lifecycle = Lifecycle(config.drain.delay, config.drain.timeout)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        status = runner.run(_serve(service, loaded, Notifier(env), *sockets))
-        log.info("stopped", status=status)
-        logs.output().flush(logs.EXIT_PATIENCE)
+        loop = runner.get_loop()
+        lifecycle.install(loop)
+        lifecycle.keep_from_children(lambda: [sock for sockets in listeners for sock in sockets])
+        main = loop.create_task(_serve(service, loaded, lifecycle, Notifier(env), *listeners))
+        status = _run_to_its_end(loop, main, lifecycle)
+        lifecycle.advance(State.STOPPED)
         if status != 0:
-            # What did not end in time does not get more of it: the runner would wait for the last task and thread.
-            os._exit(status)
-    # The interpreter takes its handlers away before it ends.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    # At exit the interpreter collects garbage, which takes longer than all of the stop; there is none that matters.
-    gc.freeze()
+            # What did not end in time gets no more of it: the runner would wait for the last task and thread.
+            log.info("stopped", status=status)
+            exit_now(status)
+    log.info("stopped", status=status)
     return status
 
 
-def _warn(warnings: list[Problem]) -> None:
+def _run_to_its_end(loop: asyncio.AbstractEventLoop, main: asyncio.Task[int], lifecycle: Lifecycle) -> int:
+    """Run *main*, and drain when a task or a callback calls `sys.exit`, which leaves the event loop at once."""
+    while True:
+        try:
+            return loop.run_until_complete(main) or lifecycle.status or 0
+        except (SystemExit, KeyboardInterrupt) as error:
+            status = exit_status(error)
+            log.critical("exit requested", status=status, exc_info=error)
+            if main.done():
+                return status
+            lifecycle.status = status if lifecycle.status is None else lifecycle.status
+            loop.call_soon(lifecycle.stop, "exit requested")
+
+
+def _log_problems(problems: list[Problem], warnings: list[Problem]) -> None:
+    for problem in problems:
+        log.critical("configuration problem", setting=problem.setting, problem=problem.problem)
     for warning in warnings:
-        log.warning("unknown variable", setting=warning.setting, problem=warning.problem)
+        log.warning("configuration warning", setting=warning.setting, problem=warning.problem)
 
 
 async def _serve(
-    service: Service, loaded: Loaded[Settings], notifier: Notifier, http: socket.socket, operations: socket.socket
+    service: Service,
+    loaded: LoadedConfig[Settings],
+    lifecycle: Lifecycle,
+    notifier: Notifier,
+    http: list[socket.socket],
+    operations: list[socket.socket],
 ) -> int:
-    config = loaded.config
-    version = _version(service.name)
-    health = Health(config.health.check_timeout, config.health.stall_limit, service.informs)
-    health.on_state = notifier.state
-    traffic = Traffic()
+    config, version = loaded.config, importlib.metadata.version(service.name)
+    event_loop, requests = EventLoop(), RequestsInFlight()
+    lifecycle.requests = lambda: len(requests)
     build = {"name": service.name, "version": version, "revision": config.build.revision or ""}
-    metrics = Metrics(build, lambda: len(traffic.in_flight), lambda: logs.output().lost)
-    asyncio.get_running_loop().set_exception_handler(_counted(metrics))
-    watchdog = Watchdog(health, lambda: traffic.running(health.loop))
-    beat = asyncio.create_task(health.heartbeat(metrics.lag.observe, watchdog.beat, notifier.beat))
-    admin.serve(
-        operations,
-        admin.Admin(service.name, version, config, loaded.entries, loaded.secrets, health, metrics, traffic, watchdog),
+    metrics = Metrics(build, lambda: len(requests), lambda: logs.output().lost)
+    health = Health(lifecycle, event_loop, config.health.check_timeout, service.non_critical, loaded.secrets.redact)
+    health.on_check = lambda check: metrics.readiness_check.labels(check.name).set(check.error is None)
+    watchdog = Watchdog(event_loop, config.health.stall_limit, lambda: requests.running(event_loop.loop))
+    lifecycle.observe(notifier.state)
+    asyncio.get_running_loop().set_exception_handler(_count_uncaught(metrics))
+    operator = admin.Admin(
+        service.name, version, config, loaded, lifecycle, event_loop, health, metrics, requests, watchdog
     )
-    log.info(
-        "listening",
-        name=service.name,
-        version=version,
-        http=_address(http),
-        admin=_address(operations),
-        python=platform.python_version(),
-        pid=os.getpid(),
-    )
+    for sock in operations:
+        admin.serve(sock, operator)
+    fixed = [value.variable for value in loaded.values if value.variable is not None]
+    observers = (metrics.lag.observe, watchdog.beat, notifier.beat, lambda _: standard_logging.restore())
+    tasks = [
+        asyncio.create_task(event_loop.run(*observers)),
+        asyncio.create_task(secrets.watch(loaded.secrets, config.secrets.refresh, lifecycle.hangup, fixed)),
+    ]
+    addresses = {"http": _address(http[0]), "admin": _address(operations[0])}
+    log.info("listening", name=service.name, version=version, **addresses, python=platform.python_version())
     registry = svcs.Registry()
+    registry.register_value(Lifecycle, lifecycle, enter=False)
     service.register(registry, config)
     health.watch(registry)
     app = service.create_app(config, registry)
-    proxies = TrustedProxies(config.http.trusted_proxies)
-    middleware = Middleware(app, health, metrics, traffic, proxies, config.http.max_body)
-    reload = asyncio.Event()
-    fixed = [entry.setting.name for entry in loaded.entries if entry.source.startswith("environment")]
-    watcher = asyncio.create_task(_watch_secrets(loaded.secrets, config.secrets.refresh, reload, fixed))
+    use_problems(app)
+    _warn_of_websockets(app)
+    middleware = Middleware(app, lifecycle, health, metrics, requests, config.http.max_body, service.limits)
+    status = await _until_stopped(Server(middleware, config), http, lifecycle)
+    for task in tasks:
+        task.cancel()
+    watchdog.stop()
     try:
-        return await Server(config, middleware, health, http, reload.set).run()
-    finally:
-        watcher.cancel()
-        beat.cancel()
-        watchdog.stop()
-        await registry.aclose()
+        async with asyncio.timeout(lifecycle.time_left_s):
+            await registry.aclose()
+    except TimeoutError:
+        log.error("closing timed out", hint="a service that was registered with on_registry_close did not close")
+        status = 1
+    return status
 
 
-def _version(name: str) -> str:
-    """Return the version of an installed distribution, by the name of the folder that its metadata is in.
+async def _until_stopped(server: Server, sockets: list[socket.socket], lifecycle: Lifecycle) -> int:
+    """Serve on *sockets* until the stop is done; return 1 if anything was cut off."""
+    serving = asyncio.create_task(server.serve(sockets))
 
-    importlib.metadata would read it there, but imports what reads archives and resources: a fortieth of the start.
-    """
-    start, end = f"{name.replace('-', '_')}-", ".dist-info"
-    for folder in filter(Path.is_dir, map(Path, sys.path)):
-        for entry in folder.iterdir():
-            if entry.name.startswith(start) and entry.name.endswith(end):
-                return entry.name.removeprefix(start).removesuffix(end)
-    import importlib.metadata
+    def call_off(_state: State) -> None:
+        if not server.started:
+            serving.cancel()
 
-    return importlib.metadata.version(name)
+    lifecycle.observe(call_off)
+    await asyncio.wait({serving})
+    error = None if serving.cancelled() else serving.exception()
+    lifecycle.stop("the server has ended", at_once=True)
+    if error is not None and not isinstance(error, StartupFailedError):
+        raise error
+    return 1 if server.cut_off else 0
 
 
-def _counted(metrics: Metrics) -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
-    """Return what the event loop tells of exceptions that nobody catches: it counts them, and has them logged."""
+def _count_uncaught(metrics: Metrics) -> Any:
+    """Return a handler for exceptions that nobody in the event loop catches: it counts them and has them logged."""
 
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         metrics.uncaught.inc()
@@ -150,28 +168,10 @@ def _counted(metrics: Metrics) -> Callable[[asyncio.AbstractEventLoop, dict[str,
     return handle
 
 
-async def _watch_secrets(secrets: Secrets, every: float, now: asyncio.Event, fixed: list[str]) -> None:
-    """Take over changed secrets every *every* seconds and whenever *now* is set; say then that *fixed* stays."""
-    reported: dict[str, str] = {}
-    while True:
-        asked = True
-        try:
-            async with asyncio.timeout(every or None):
-                await now.wait()
-            now.clear()
-        except TimeoutError:
-            asked = False
-        if asked and fixed:
-            # What sent the signal may have changed the file that these are from, and no process can see that of itself.
-            log.info("settings are from the start; a change of these needs a restart", settings=fixed)
-        changed, problems = await asyncio.to_thread(secrets.reload)
-        if changed:
-            log.info("secrets reloaded", secrets=secrets.names)
-        elif problems and (asked or problems != reported):
-            log.error("secrets not reloaded; the old ones stay in use", problems=problems)
-        elif asked:
-            log.info("secrets are unchanged")
-        reported = problems
+def _warn_of_websockets(app: Any) -> None:
+    paths = list(websocket_paths(getattr(app, "routes", [])))
+    if paths and importlib.util.find_spec("websockets") is None:
+        log.error("websockets unavailable", routes=paths, hint="these routes can't be served: uv add websockets")
 
 
 def _address(sock: socket.socket) -> str:

@@ -1,38 +1,34 @@
-"""Secrets are files: one a secret, opened by name, read again while the service runs.
-
-Kubernetes, Docker, Swarm, systemd and Vault's agent all deliver secrets this way; environment variables
-are seen by child processes, crash reports and ``/proc``.
-"""
+"""Secrets are files, one a secret: child processes, crash reports and ``/proc`` show environment variables."""
 
 from __future__ import annotations
 
-import os
+import asyncio
+import contextlib
+import json
 import stat
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
+from urllib.parse import quote, quote_plus
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from .errors import SecretNotSetError
+from .logs import get_logger
 
-MAX_BYTES = 1024 * 1024
+MAX_FILE_BYTES = 1024 * 1024  # No secret is larger, but a file that was mounted by mistake may be.
+MIN_REDACTED_CHARACTERS = 4  # Shorter values are parts of ordinary words.
+MAX_READS = 6  # A set that still changes at the last of them is left for the next reload.
 
-
-class SecretNotSetError(LookupError):
-    """An optional secret was asked for, and its file is not there."""
+log = get_logger("secrets")
 
 
 class Secret:
-    """A value that prints as ``<secret>``; only `reveal` gives it away, and gives the newest.
+    """A value that prints as ``<secret>``. Keep the object and not what it reveals, which changes."""
 
-    The object stays the same for the life of the process, so hold on to it and not to what it reveals.
-    """
-
-    __slots__ = ("_name", "_secrets")
+    __slots__ = ("_name", "_secrets")  # Some encoders write whatever is in a __dict__, so there is none.
 
     def __init__(self, name: str, secrets: Secrets) -> None:
-        self._name = name
-        self._secrets = secrets
+        self._name, self._secrets = name, secrets
 
     @property
     def is_set(self) -> bool:
@@ -40,15 +36,10 @@ class Secret:
         return self._name in self._secrets.values
 
     def reveal(self) -> str:
-        """Return the value.
-
-        Raises:
-            SecretNotSetError: It is optional and its file is missing.
-        """
-        try:
-            return self._secrets.values[self._name]
-        except KeyError:
-            raise SecretNotSetError(f"the secret {self._name} is not set") from None
+        """Return the newest value; raise `SecretNotSetError` if it is optional and its file is missing."""
+        if (value := self._secrets.values.get(self._name)) is None:
+            raise SecretNotSetError(f"the secret {self._name} is not set")
+        return value
 
     def __repr__(self) -> str:
         return "<secret>"
@@ -58,7 +49,7 @@ class Secret:
 
 
 class Values(dict[str, str]):
-    """The values of secrets, by name; it prints as what they are, so that no traceback or dump shows them."""
+    """The values of secrets, by name; its repr hides them from tracebacks and dumps."""
 
     def __repr__(self) -> str:
         return "<secrets>"
@@ -67,15 +58,13 @@ class Values(dict[str, str]):
 class Secrets:
     """The files in one directory that are this service's secrets, and their values as one set."""
 
-    __slots__ = ("_optional", "changed", "directory", "names", "values")
+    __slots__ = ("_optional", "_replaced", "changed", "directory", "names", "values")
 
     def __init__(self, directory: Path, required: Iterable[str], optional: Iterable[str]) -> None:
-        self.directory = directory
-        self._optional = frozenset(optional)
+        self.directory, self._optional = directory, frozenset(optional)
         self.names = sorted({*required, *self._optional})
-        self.values = Values()
-        # When each value was last taken over, in seconds since 1970.
-        self.changed: dict[str, float] = {}
+        self.values = self._replaced = Values()
+        self.changed: dict[str, float] = {}  # When each value was last replaced, in seconds since 1970.
 
     def read(self) -> tuple[Values, dict[str, str]]:
         """Read all files; return the values, and what is wrong, by the names of the secrets."""
@@ -87,66 +76,72 @@ class Secrets:
             except FileNotFoundError:
                 if name not in self._optional:
                     problems[name] = f"the file {path} does not exist; put the secret there"
-            except (OSError, ValueError) as error:
-                problems[name] = f"the file {path} {_reason(error)}"
+            except OSError as error:
+                problems[name] = f"the file {path} can't be read: {error.strerror}"
+            except ValueError as error:
+                problems[name] = f"the file {path} {error}"
         return values, problems
 
-    def reload(self) -> tuple[bool, dict[str, str]]:
-        """Take over what is on disk, all or nothing; return whether it changed, and what is wrong.
+    def reload(self) -> tuple[list[str], dict[str, str]]:
+        """Replace all values by what two reads in a row found, or none; return which changed, and what is wrong."""
+        before = None
+        for _ in range(MAX_READS):
+            values, problems = self.read()
+            if problems or values == self.values:
+                return [], problems
+            if values == before:
+                return self.replace(values), {}
+            before = values
+        return [], dict.fromkeys(self.names, "the files keep changing while they are read")
 
-        A set that changes while it is read is read again: never half of the old and half of the new.
-        """
-        values, problems = self.read()
-        if problems or values == self.values:
-            return False, problems
-        for _ in range(5):
-            again, problems = self.read()
-            if again == values:
-                break
-            values = again
-        else:
-            problems = dict.fromkeys(self.names, "the files keep changing while they are read")
-        if problems:
-            return False, problems
-        self.take(values)
-        return True, {}
+    def replace(self, values: Values) -> list[str]:
+        """Use *values* from now on; return the names of those that are new, different or gone."""
+        changed = [name for name in self.names if values.get(name) != self.values.get(name)]
+        self.changed.update(dict.fromkeys(changed, time.time()))
+        self._replaced, self.values = self.values, values
+        return changed
 
-    def take(self, values: Values) -> None:
-        """Use *values* from now on."""
-        now = time.time()
-        for name in self.names:
-            if values.get(name) != self.values.get(name):
-                self.changed[name] = now
-        self.values = values
+    def redact(self, text: str) -> str:
+        """Return *text* without the values of secrets (the ones before too), however a repr or a URL writes them."""
+        known = {value.strip() for value in (*self.values.values(), *self._replaced.values())}
+        for value in sorted(known, key=len, reverse=True):
+            quoted = (quote(value), quote(value, safe=""), quote_plus(value))
+            for form in (value, repr(value)[1:-1], repr(value.encode())[2:-1], json.dumps(value)[1:-1], *quoted):
+                text = text.replace(form, "<secret>") if len(value) >= MIN_REDACTED_CHARACTERS else text
+        return text
 
 
 def read_file(path: Path) -> str:
-    """Return the secret in *path*, less one trailing newline.
-
-    Raises:
-        OSError: It can't be opened or read.
-        ValueError: It is no regular file, too large, not UTF-8, or empty.
-    """
-    # O_NONBLOCK: opening a FIFO would wait for a writer.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError("is not a regular file")
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"is larger than {MAX_BYTES} bytes")
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        # The error itself holds the bytes of the secret.
+    """Return the secret in *path*, without one newline at its end; raise a `ValueError` if it is none."""
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise ValueError("is not a regular file")
+    if about.st_size > MAX_FILE_BYTES:
+        raise ValueError(f"is larger than {MAX_FILE_BYTES} bytes")
+    try:  # Windows' editors put a byte order mark first.
+        text = path.read_bytes().decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:  # It holds the bytes of the secret, so it is not chained.
         raise ValueError(f"is not UTF-8 (byte {error.start})") from None
-    text = text.removesuffix("\n").removesuffix("\r")
     if not text:
         raise ValueError("is empty")
     return text
 
 
-def _reason(error: OSError | ValueError) -> str:
-    if isinstance(error, OSError):
-        return f"can't be read: {error.strerror or type(error).__name__}"
-    return str(error)
+async def watch(secrets: Secrets, every: float, hangup: asyncio.Event, fixed: list[str]) -> None:
+    """Reload changed secrets every *every* seconds (0: never) and on a hangup; log then which settings are *fixed*."""
+    reported: dict[str, str] = {}
+    while True:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(hangup.wait(), every or None)
+        asked = hangup.is_set()
+        hangup.clear()
+        if asked and fixed:  # The environment's file may have changed, but a process keeps what it started with.
+            log.info("settings need restart", settings=fixed, hint="they are from the environment at the start")
+        changed, problems = await asyncio.to_thread(secrets.reload)
+        if changed:
+            log.info("secrets reloaded", secrets=changed)
+        elif problems and (asked or problems != reported):
+            log.error("secrets reload failed", problems=problems, hint="the old ones stay in use")
+        elif asked:
+            log.info("secrets unchanged")
+        reported = problems

@@ -1,56 +1,51 @@
-"""Where the process is: every thread's stack, every task's chain of awaits, and the stalls of the event loop.
+"""Threads and tasks: a function on a thread of its own, and where every thread and task is.
 
-Read from outside the event loop, so also while it is stuck. Places only: file, line, function; never a value.
+Stacks are read from other threads, so this works while the event loop is stuck. They hold places only (file, line,
+function), never a value and never source code.
 """
 
-from __future__ import annotations
-
 import asyncio
-import faulthandler
 import re
 import sys
 import threading
-import time
-from collections import Counter, deque
-from typing import TYPE_CHECKING, Any
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future
+from types import FrameType
+from typing import Any, TypeVar
 
-import msgspec
-
-from .logs import get_logger
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import FrameType
-
-    from .health import Health
-
+T = TypeVar("T")
 Stack = tuple[str, ...]
-# From when on a late event loop is a stall, in seconds.
-STALL = 0.25
-TICK = 0.1
 ASYNCIO = re.compile(r"[/\\]asyncio[/\\]\w+\.py:")
-# A thread of concurrent.futures that waits for work.
+# The last place of a thread of concurrent.futures that waits for work.
 IDLE = re.compile(r"concurrent.futures.thread\.py:\d+ _worker$")
 
-log = get_logger("stalls")
 
+def run_in_thread(name: str, function: Callable[[], T]) -> Future[T]:
+    """Run *function* on a new daemon thread. On a pool's thread, one that hangs would hold the pool and the exit."""
+    future: Future[T] = Future()
+    # A thread can't be cancelled, so its future must not be either.
+    future.set_running_or_notify_cancel()
 
-def _place(frame: FrameType) -> str:
-    return f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}"
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future
 
 
 def thread_stack(thread: int) -> Stack:
-    """Return the stack of the thread with the id *thread*, innermost place last; empty when it has ended."""
+    """Return the stack of the thread with the id *thread*, innermost place last; empty if it has ended."""
     frame = sys._current_frames().get(thread)
-    places: list[str] = []
-    while frame is not None:
-        places.append(_place(frame))
-        frame = frame.f_back
-    return tuple(reversed(places))
+    return tuple(_place(frame) for frame, _ in traceback.walk_stack(frame))[::-1] if frame is not None else ()
 
 
 def await_chain(task: asyncio.Task[Any]) -> Stack:
-    """Return what *task* waits for, innermost place last; a running task ends where it was awaited last."""
+    """Return what *task* waits for, innermost place last; of a task that runs, where it was awaited last."""
     places: list[str] = []
     waiting: Any = task.get_coro()
     while (frame := _first(waiting, "cr_frame", "gi_frame", "ag_frame")) is not None:
@@ -59,99 +54,28 @@ def await_chain(task: asyncio.Task[Any]) -> Stack:
     return tuple(places)
 
 
-def _first(waiting: Any, *names: str) -> Any:
-    """Return the first attribute of *names* that is set: coroutines and generators name the same differently."""
-    return next((value for name in names if (value := getattr(waiting, name, None)) is not None), None)
-
-
 def where(stack: Stack) -> str | None:
-    """Return the innermost place of *stack* outside asyncio: what the service waits for, not how."""
+    """Return the innermost place of *stack* outside asyncio: what the service waits for, not by which means."""
     return next((place for place in reversed(stack) if not ASYNCIO.search(place)), None)
 
 
 def describe(loop: asyncio.AbstractEventLoop | None) -> str:
-    """Return all threads and all tasks of *loop* as text, the same stacks once, with how many there are."""
-    names = {thread.ident: thread.name for thread in threading.enumerate()}
-    threads = [
-        (names.get(ident, "not started by Python"), thread_stack(ident))
-        for ident in sys._current_frames()
-        if ident != threading.get_ident()
-    ]
-    idle = [name for name, stack in threads if stack and IDLE.search(stack[-1])]
-    busy = [(f"thread {name}", stack) for name, stack in threads if name not in idle]
+    """Return all threads, and all tasks of *loop*, as text; identical stacks once, with their number."""
+    names = {thread.ident: f"thread {thread.name}" for thread in threading.enumerate()}
+    others = sys._current_frames().keys() - {threading.get_ident()}
+    threads = [(names.get(ident, "thread not started by Python"), thread_stack(ident)) for ident in others]
+    busy = [(title, stack) for title, stack in threads if not (stack and IDLE.search(stack[-1]))]
     tasks = [("task", await_chain(task)) for task in asyncio.all_tasks(loop)] if loop is not None else []
-    parts = [f"{len(threads)} threads, {len(idle)} of them idle in a pool; {len(tasks)} tasks\n"]
-    for (what, stack), count in Counter((*busy, *tasks)).most_common():
-        parts.append("\n".join([f"{count} x {what}" if count > 1 else what, *(f"  {place}" for place in stack)]) + "\n")
+    parts = [f"{len(threads)} threads, {len(threads) - len(busy)} of them idle in a pool; {len(tasks)} tasks\n"]
+    for (title, stack), count in Counter([*busy, *tasks]).most_common():
+        parts.append("\n  ".join([f"{count} x {title}" if count > 1 else title, *stack]) + "\n")
     return "\n".join(parts)
 
 
-class Stall(msgspec.Struct):
-    """One time that the event loop stood still: *at* in seconds since 1970, *length* in seconds."""
-
-    at: float
-    length: float = 0.0
-    stack: Stack = ()
-    request: dict[str, object] | None = None
-    logged: bool = False
-    _seen: Counter[Stack] = msgspec.field(default_factory=Counter)
-
-    def look(self, stack: Stack, request: dict[str, object] | None) -> None:
-        """Take what is seen most often for the cause: the last look may show what ran after it."""
-        self._seen[stack] += 1
-        if stack == max(self._seen, key=self._seen.__getitem__):
-            self.stack, self.request = stack, request
+def _place(frame: FrameType) -> str:
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}"
 
 
-class Watchdog:
-    """Watches the event loop from a thread, remembers its last twenty stalls, and logs those that are too long.
-
-    While C code holds the GIL this thread stands still as well: faulthandler, which needs no GIL, then prints all
-    stacks on stderr.
-    """
-
-    def __init__(self, health: Health, running: Callable[[], dict[str, object] | None]) -> None:
-        self.stalls: deque[Stall] = deque(maxlen=20)
-        self._health = health
-        self._running = running
-        self._end = threading.Event()
-        self._open: Stall | None = None
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End the thread."""
-        self._end.set()
-        self._thread.join()
-
-    def beat(self, lag: float) -> None:
-        """Hear of a heartbeat that came *lag* seconds late, and remember a stall that this thread could not see."""
-        if lag > STALL and self._open is None:
-            self.stalls.append(Stall(time.time() - lag, lag, ("not seen: C code held the GIL",)))
-
-    def _watch(self) -> None:
-        armed = 0.0
-        while not self._end.wait(TICK):
-            now = time.monotonic()
-            if now - armed > 1:
-                faulthandler.dump_traceback_later(self._health.stall_limit + 1)
-                armed = now
-            # The stack first: when the loop is late after that, it was there.
-            stack = thread_stack(self._health.thread)
-            late = self._health.stalled()
-            if late > STALL:
-                self._open = self._open or Stall(time.time() - late)
-                self._open.length = late
-                self._open.look(stack, self._running())
-                self._report(self._open)
-            elif self._open is not None:
-                self.stalls.append(self._open)
-                if self._open.logged:
-                    log.warning("the event loop moves again", after_s=round(self._open.length, 3))
-                self._open = None
-        faulthandler.cancel_dump_traceback_later()
-
-    def _report(self, stall: Stall) -> None:
-        if stall.length > self._health.stall_limit and not stall.logged:
-            stall.logged = True
-            log.error("the event loop is stuck", for_s=round(stall.length, 3), stack=stall.stack, request=stall.request)
+def _first(waiting: Any, *names: str) -> Any:
+    """Return the first attribute of *names* that is set; coroutines and generators name the same differently."""
+    return next((value for name in names if (value := getattr(waiting, name, None)) is not None), None)

@@ -1,0 +1,1 @@
+"""Programs that tests run with the interpreter of a rendered service, whose package is `my_service`."""

@@ -1,0 +1,1 @@
+"""What the tests have in common: rendered projects, running services, load, the engine, balancers, tools."""

@@ -1,0 +1,53 @@
+"""Who may ask for what on the admin port: the Host, the token and the Origin of a request."""
+
+import hmac
+import ipaddress
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from ..secrets import Secret
+
+
+class RefusedError(Exception):
+    """A request that gets no more than a *status* and a *text* that says why."""
+
+    def __init__(self, status: int, text: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(text)
+        self.status, self.text, self.headers = status, text, headers
+
+
+def has_token(headers: Mapping[str, str], token: Secret) -> bool:
+    """Return whether a request carries the admin token."""
+    # http.server decodes header fields as Latin-1.
+    sent = headers.get("authorization", "").encode("latin-1", "replace")
+    return token.is_set and hmac.compare_digest(sent, f"Bearer {token.reveal()}".encode())
+
+
+def check_access(
+    headers: Mapping[str, str], client: str, own_host: str, token: Secret, *, is_change: bool, is_guarded: bool
+) -> None:
+    """Raise RefusedError if this *client* may not send a request with these *headers*."""
+    host, address = urlsplit(f"//{headers.get('host', 'localhost')}").hostname or "", _address(client)
+    is_local = address is not None and address.is_loopback
+    # A browser on this machine that came by a foreign name, which resolves to loopback (DNS rebinding).
+    if is_local and host not in {"localhost", own_host} and _address(host) is None:
+        raise RefusedError(403, "This Host is not one of this port: use its address, or localhost.")
+    # A client on this machine needs no token, but a wrong one is refused there too.
+    may_lack_token = is_local and "authorization" not in headers
+    if (is_change or is_guarded) and not may_lack_token and not has_token(headers, token):
+        needs = "the header Authorization: Bearer with the secret admin_token"
+        raise RefusedError(403, f"This needs {needs}{'' if token.is_set else ', which is not set'}.")
+    # A foreign page can have somebody's browser send a change, but not without an Origin or with this Content-Type.
+    if is_change and "origin" in headers and urlsplit(headers["origin"]).netloc != headers.get("host"):
+        raise RefusedError(403, "Not from a page of another origin.")
+    if is_change and headers.get("content-type", "").partition(";")[0] != "application/json":
+        raise RefusedError(415, "Send Content-Type: application/json.")
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return *text* as an address. A socket for both families shows an IPv4 client as a mapped IPv6 address."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address

@@ -1,0 +1,131 @@
+"""What formats are made of: the settings of a service, and the texts of files that are filled with them."""
+
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import attrs
+
+from ...errors import NotRepresentableError, Problem
+from ..loading import SettingSpec, SettingValue, as_text, printable
+
+Files = dict[str, str]  # Contents, by the names of the files.
+# The braces of Go's templates. They are composed, because this file itself has been made by a template.
+OPEN, CLOSE = "{" * 2, "}" * 2
+CONDITION = re.compile(f"{OPEN}(?:if .*?|end){CLOSE}")
+# What is repeated: a line, or a block in braces.
+PIECE = re.compile(r"^(?:.*\{\n[^}]*\}|.+)$", re.MULTILINE)
+
+
+class SettingsDocument(NamedTuple):
+    """The settings of the service *name*; *current*: with the values that are set now, and not only the defaults."""
+
+    name: str
+    values: Sequence[SettingValue]
+    current: bool = False
+
+    @property
+    def settings(self) -> list[SettingSpec]:
+        """What is a variable."""
+        return [value.spec for value in self.values if value.spec.file is None]
+
+    @property
+    def secrets(self) -> list[SettingSpec]:
+        """What is a file."""
+        return [value.spec for value in self.values if value.spec.file is not None]
+
+
+@attrs.frozen
+class Format:
+    """The files of a tool, as texts with words to fill in; *quote* raises a `ValueError` for what they can't hold."""
+
+    files: dict[str, str]
+    quote: Callable[[str], str] = str
+
+    def __call__(self, document: SettingsDocument) -> Files:
+        """Make the files; raise a `NotRepresentableError` that holds every value that is refused."""
+        secrets = [spec.label for spec in document.secrets]
+        names, keys = " ".join(spec.name for spec in document.settings), "--from-file=" + " --from-file=".join(secrets)
+        words = {"SERVICE": document.name, "PREFIX": path(document.name), "NAMES": names, "KEYS": keys}
+        files = Files()
+        for name, text in ((filled(name, **words), filled(text, **words)) for name, text in self.files.items()):
+            if "<FILE>" in name:
+                files |= {name.replace("<FILE>", file): text.replace("<FILE>", file) for file in secrets}
+            else:
+                made = PIECE.sub(lambda found: self._repeat(found[0], document), text)
+                files[name] = _without_empty_keys(made) if name.endswith(".yaml") else made
+        return files
+
+    def _repeat(self, piece: str, document: SettingsDocument) -> str:
+        if "<NAME>" in piece:
+            return self._with_settings(piece, document)
+        if not (word := re.search("<(REQUIRED|FILE|MOUNT)>", piece)):
+            return piece
+        required, lines = [spec for spec in document.settings if spec.always_required], list[str]()
+        for spec in required if word[1] == "REQUIRED" else document.secrets:
+            line = filled(piece, HELP=shlex.quote(spec.help), **{word[1]: spec.label})
+            lines.append(commented(line) if word[1] == "MOUNT" and not spec.always_required else line)
+        return "\n".join(lines)
+
+    def _with_settings(self, line: str, document: SettingsDocument) -> str:
+        lines, problems = list[str](), list[Problem]()
+        for spec, value, _, variable in document.values:
+            lines += _explanation(spec)
+            name, default, current = spec.name, as_text(spec.default), value if document.current and variable else None
+            if spec.file is None and "<VALUE>" not in line:
+                place = CONDITION.sub("", line) if spec.always_required else line  # A tool then waits for its key.
+                lines += [_comment(f"default: {default or 'none'}"), filled(place, NAME=name, PATH=path(name))]
+            elif spec.file is None:
+                try:
+                    if current is not None and printable(current) != current:
+                        raise ValueError("it is not UTF-8")
+                    written = filled(line, NAME=name, VALUE=self.quote(default if current is None else current))
+                except ValueError as error:
+                    written = f" its default can't be written in this format: {error}"
+                    if current is not None:
+                        problems.append(Problem(name, f"its value can't be written in this format: {error}"))
+                lines.append(commented(written) if current is None else written)
+        if problems:
+            raise NotRepresentableError(problems)
+        return "\n".join(lines)
+
+
+def filled(text: str, **words: str) -> str:
+    """Put each of *words* where *text* has it in angle brackets."""
+    return re.sub("<([A-Z]+)>", lambda found: words.get(found[1], found[0]), text)
+
+
+def path(name: str) -> str:
+    """Write a name as a path: ``app/log/level``."""
+    return re.sub("[_-]", "/", name.lower())
+
+
+def commented(lines: str) -> str:
+    return "#" + lines.replace("\n", "\n#")
+
+
+def _comment(words: str) -> str:
+    return " ".join(f"# {words}".split()).replace(OPEN, "{ {")
+
+
+def _explanation(spec: SettingSpec) -> list[str]:
+    """Make the comment above a setting, in which no other syntax can be found."""
+    mark = "required" if spec.required else "optional"
+    if spec.required and spec.optional_groups:
+        mark = f"required once anything of {spec.optional_groups[-1]} is there"
+    if spec.file is not None:
+        mark = f"{mark}: a secret, the file {spec.file}"
+    return ["", _comment(spec.help), *([] if mark == "optional" else [f"# {mark}"])]
+
+
+def _without_empty_keys(yaml: str) -> str:
+    """Make a comment of each key of a YAML file that has nothing but comments below it."""
+    lines, depth_below = list[str](), 0
+    for line in reversed(yaml.split("\n")):
+        depth = len(line) - len(line.lstrip())
+        empty = re.fullmatch(" *[a-z]+:", line) and depth_below <= depth
+        if line and line[0] != "#" and not empty:
+            depth_below = depth
+        lines.insert(0, commented(line) if empty else line)
+    return "\n".join(lines)

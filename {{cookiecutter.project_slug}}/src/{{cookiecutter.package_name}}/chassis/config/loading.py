@@ -1,0 +1,208 @@
+"""Load a configuration by one walk over its classes, which collects every problem.
+
+environ-config's own `to_config` stops at the first value that is refused, and doesn't name it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import attrs
+import environ
+
+from ..errors import ConfigurationError, Problem
+from ..secrets import Secret, Secrets
+from .settings import Settings
+from .typos import misnamed_files, unknown_variables
+
+T = TypeVar("T", bound=Settings)
+
+ENTRY = "environ_config"  # environ-config's key in the metadata of a field.
+REQUIRED = environ.var().metadata[ENTRY].default
+
+
+class SettingSpec(NamedTuple):
+    """One declared setting: *name* is its variable, *file* the name of its file if it is a secret, *label* either."""
+
+    name: str
+    file: str | None
+    label: str
+    required: bool
+    always_required: bool  # and not only once something of its optional groups is there
+    default: object
+    help: str
+    optional_groups: tuple[str, ...]
+
+
+class SettingValue(NamedTuple):
+    """One setting's *value* as text (never a secret's); *source* says where it is from, *variable* if from there."""
+
+    spec: SettingSpec
+    value: str | None
+    source: str
+    variable: str | None = None
+
+
+class LoadedConfig(NamedTuple, Generic[T]):
+    """A configuration with its secrets, the values of all settings, and warnings."""
+
+    config: T
+    secrets: Secrets
+    values: list[SettingValue]
+    warnings: list[Problem]
+
+
+def specs(cls: type, prefix: str = "APP", optional: tuple[str, ...] = ()) -> list[SettingSpec]:
+    """List what *cls* and its groups declare, in the order of the classes."""
+    found = list[SettingSpec]()
+    for field, entry, name in _fields(cls, prefix):
+        required = entry.default is REQUIRED
+        if entry.sub_cls is not None:
+            found += specs(entry.sub_cls, name, (*optional, name) if entry.default is None else optional)
+        else:
+            file = name.removeprefix("APP_").lower() if Secret in field.metadata else None
+            default, help = None if required else entry.default, " ".join((entry.help or "").split())
+            always = required and not optional
+            found.append(SettingSpec(name, file, file or name, required, always, default, help, optional))
+    return found
+
+
+def describe(cls: type[Settings], env: Mapping[str, str]) -> list[SettingValue]:
+    """Say of each setting what it is now and why, without judging it. Secrets show only where they are."""
+    values = []
+    for spec in specs(cls):
+        # Platforms that assign the port call it PORT.
+        names = (spec.name, "PORT") if spec.name == "APP_HTTP_PORT" else (spec.name,)
+        variable = next((name for name in names if name in env), None)
+        value, source = None if spec.default is None else as_text(spec.default), "default"
+        if spec.file is not None:
+            path = secrets_directory(env) / spec.file
+            value, source = "<secret>" if os.path.lexists(path) else None, printable(f"file {path}")
+        elif variable is not None:
+            value, source = env[variable], f"environment {variable}"
+        values.append(SettingValue(spec, value, source, variable))
+    return values
+
+
+def load(cls: type[T], env: Mapping[str, str]) -> LoadedConfig[T]:
+    """Load *cls* from the environment *env* and the secret files; a `ConfigurationError` holds every problem."""
+    values = describe(cls, env)
+    walk = _Walk(values, env)
+    config = walk.make(cls, "APP", cls.__name__)
+    files = {value.spec.name: value.spec.file for value in values}
+    missing = {file for file in files.values() if file} - walk.secrets.values.keys()
+    warnings = [*unknown_variables(files, env), *misnamed_files(missing, walk.secrets.directory)]
+    if walk.problems:
+        raise ConfigurationError(walk.problems, warnings)
+    return LoadedConfig(config, walk.secrets, values, warnings)
+
+
+class _Walk:
+    """The walk over the classes, with the secrets and the problems that it has found."""
+
+    def __init__(self, values: list[SettingValue], env: Mapping[str, str]) -> None:
+        self.problems = list[Problem]()
+        self._values = {value.spec.name: value for value in values}
+        # An optional group that requires something becomes None when nothing of it is set.
+        self._absent = {spec.optional_groups[-1] for spec, *_ in values if spec.required and spec.optional_groups}
+        for spec, value, _, variable in values:
+            if variable or (spec.file and value):
+                self._absent.difference_update(spec.optional_groups)
+        wanted = [spec for spec, *_ in values if spec.file and self._absent.isdisjoint(spec.optional_groups)]
+        required, optional = ([spec.label for spec in wanted if spec.required is which] for which in (True, False))
+        self.secrets = Secrets(secrets_directory(env), required, optional)
+        read, self._unreadable = self.secrets.read()
+        self.secrets.replace(read)
+
+    def make(self, cls: type[Any], prefix: str, label: str) -> Any:
+        """Return an object of *cls*; NOTHING if it has problems, which bear *label* if they are of no one setting."""
+        before, clash, values = len(self.problems), "", dict[str, Any]()
+        for field, entry, name in _fields(cls, prefix):
+            if entry.sub_cls is None:
+                value = self._take(self._values[name])
+            else:
+                value = None if name in self._absent else self.make(entry.sub_cls, name, name)
+            if value is not attrs.NOTHING:
+                values[field.name] = value
+        try:
+            if len(self.problems) == before:
+                return cls(**values)
+        except Exception as error:
+            clash = _reason(error)
+        self._judge(cls, prefix, values)
+        if len(self.problems) == before:
+            self._add(label, clash)
+        return attrs.NOTHING
+
+    def _take(self, setting: SettingValue) -> Any:
+        """Return the text or the secret that a setting is made of; NOTHING stands for its default."""
+        spec, value, _, variable = setting
+        if spec.file is not None:
+            if variable is not None:
+                self._add(variable, f"is a secret; put it into the file {self.secrets.directory / spec.file} instead")
+            if spec.file in self._unreadable:
+                self._add(spec.file, self._unreadable[spec.file])
+            return Secret(spec.file, self.secrets)
+        if variable is not None and value is not None:
+            if printable(value) == value:
+                return value
+            self._add(variable, f"{value!r} is not accepted: it is not UTF-8")
+        elif spec.required:
+            self._add(spec.name, f"is not set; {spec.help or 'it is required'}")
+        return attrs.NOTHING
+
+    def _judge(self, cls: type[Any], prefix: str, values: dict[str, Any]) -> None:
+        """Convert and validate each field of *cls* by itself, so that no problem hides another."""
+        instance = object.__new__(cls)
+        for validating in (False, True):
+            for field, _, name in _fields(cls, prefix):
+                value = values.get(field.name, field.default)
+                try:
+                    if validating and field.validator is not None and hasattr(instance, field.name):
+                        field.validator(instance, field, getattr(instance, field.name))
+                    elif not validating and value is not REQUIRED:
+                        more = (instance, field) if isinstance(field.converter, attrs.Converter) else ()
+                        convert: Any = field.converter or (lambda value: value)
+                        object.__setattr__(instance, field.name, convert(value, *more))
+                except Exception as error:
+                    # A validator may look at another field, which has no value if that one is the problem.
+                    if not (isinstance(error, AttributeError) and error.obj is instance):
+                        shown = repr(value) if field.name in values else f"its default {value!r}"
+                        variable = self._values[name].variable if name in self._values else None
+                        self._add(variable or name, f"{shown} is not accepted: {_reason(error)}")
+
+    def _add(self, label: str, problem: str) -> None:
+        self.problems.append(Problem(label, self.secrets.redact(problem)))
+
+
+def _fields(cls: type, prefix: str) -> Iterator[tuple[attrs.Attribute[Any], Any, str]]:
+    """Yield each field that environ-config knows, with its entry and the name of its variable or group."""
+    for field in attrs.fields(cls):
+        if (entry := field.metadata.get(ENTRY)) is not None:
+            yield field, entry, entry.name or f"{prefix}_{field.name}".upper()
+
+
+def _reason(error: Exception) -> str:
+    """Return the text of *error* in one line, without the objects that attrs and others put beside it."""
+    plain = all(isinstance(part, str | bytes | int) for part in error.args)
+    said = str(error) if plain else next((part for part in error.args if isinstance(part, str)), "")
+    kind = "" if said and isinstance(error, ValueError | TypeError) else type(error).__name__
+    return " ".join(": ".join(filter(None, (kind, said))).split())
+
+
+def secrets_directory(env: Mapping[str, str]) -> Path:
+    """Return where the secrets are; systemd sets CREDENTIALS_DIRECTORY."""
+    return Path(env.get("APP_SECRETS_DIR") or env.get("CREDENTIALS_DIRECTORY") or "/run/secrets")
+
+
+def as_text(value: object) -> str:
+    """Write a default as one writes it into a variable."""
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def printable(value: str) -> str:
+    """Escape what was not UTF-8 in the environment."""
+    return value.encode(errors="backslashreplace").decode()

@@ -1,0 +1,241 @@
+"""What happens to every request before and after the service sees it: one pure ASGI middleware.
+
+It is one object a request, since a layer for each concern would cost a small request half as much again.
+"""
+
+import asyncio
+import random
+import re
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import attrs
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..errors import PROBLEM_JSON, problem
+from ..health import Health
+from ..lifecycle import Lifecycle, State
+from ..logs import REQUEST, get_logger, log_request
+from ..metrics import METHODS, Metrics
+from ..service import Limits
+from .body import RequestBody
+from .lifespan import run_lifespan
+from .requests import RequestsInFlight, route_template, spell
+
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._~:=+/@-]{1,128}")
+# https://www.w3.org/TR/trace-context/#traceparent-header
+TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
+# RFC 9110, section 7.2: uri-host [ ":" port ]
+HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+,;=-]*)(:[0-9]*)?")
+# What nginx logs for a client that did not wait for its answer.
+CLIENT_CLOSED_REQUEST = 499
+# Envoy takes an instance out of its rotation at the first answer that says so, not only at its next check.
+DRAINING_HEADERS = [(b"connection", b"close"), (b"x-envoy-immediate-health-check-fail", b"true")]
+READY_PATH = "/-/ready"
+
+log = get_logger("http")
+# An id has to be unique, not secret; asking the kernel for each costs a system call.
+_ids = random.Random()  # noqa: S311
+
+
+@attrs.frozen
+class Middleware:
+    """Wraps the service's ASGI *app*; *max_body* is the limit in bytes of routes that have none of their own."""
+
+    app: ASGIApp
+    lifecycle: Lifecycle
+    health: Health
+    metrics: Metrics
+    requests: RequestsInFlight
+    max_body: int
+    limits: Limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await run_lifespan(self.app, self.lifecycle, scope, receive, send)
+        else:
+            exchange = Exchange(self, scope, receive, send)
+            await (exchange.handle() if scope["type"] == "http" else exchange.carry_websocket())
+
+
+class Exchange:
+    """One request and its response."""
+
+    status = 0
+    _body: RequestBody | None = None
+    _is_finished = False
+    # Whether what the application sends is thrown away.
+    _is_dropped = False
+
+    def __init__(self, middleware: Middleware, scope: Scope, receive: Receive, send: Send) -> None:
+        self.middleware = middleware
+        self.scope = self._server_scope = scope
+        self.task = asyncio.current_task()
+        self._receive = receive
+        self._send = send
+        self._ids: dict[str, str] = {}
+        self.began = time.perf_counter()
+        middleware.requests.add(scope, self)
+
+    @property
+    def route(self) -> str | None:
+        """The template of the route that took the request."""
+        return route_template(self.scope, getattr(self.middleware.app, "routes", []))
+
+    def as_dict(self) -> dict[str, object]:
+        """Say which request it is, in what is fit for operators' eyes."""
+        method, ids = self._server_scope.get("method", "GET"), self._ids
+        known = method if method in METHODS else "_OTHER"
+        return {"method": known, "route": self.route, **{key: ids.get(key) for key in ("request_id", "trace_id")}}
+
+    async def handle(self) -> None:
+        """Answer the request, whatever the service does."""
+        try:
+            if not self._identify():
+                await self._answer(400, "A request needs one valid Host.", {"Connection": "close"})
+            elif self.scope["path"] == READY_PATH:
+                self.scope["route"] = SimpleNamespace(path=READY_PATH)
+                report = await self.middleware.health.ready()
+                headers = {"Cache-Control": "no-store"}
+                answer = PlainTextResponse(f"{report.word}\n", 200 if report.ready else 503, headers)
+                await answer(self.scope, self._receive, self.send)
+            else:
+                await self._call()
+        finally:
+            self.finish()
+
+    async def carry_websocket(self) -> None:
+        """Carry a WebSocket, which is one request from its handshake to its end."""
+
+        async def send(message: Message) -> None:
+            if message["type"] == "websocket.accept":
+                self.status = 101
+            await self._send(message)
+
+        self._identify()
+        self.status = 403
+        try:
+            await self.middleware.app(self.scope, self._receive, send)
+        except Exception as error:
+            log.error("unhandled exception", exc_info=error)
+        finally:
+            self.finish()
+
+    def _identify(self) -> bool:
+        """Take over or make the ids of the request, bind them to its log lines; return whether its Host is valid."""
+        request_id, traceparent, hosts, length = b"", b"", [], -1
+        for name, value in self.scope["headers"]:
+            if name == b"host":
+                hosts.append(value)
+            elif name == b"x-request-id" and REQUEST_ID.fullmatch(value):
+                request_id = value
+            elif name == b"traceparent":
+                traceparent = value
+            elif name == b"content-length":
+                length = int(value)
+            elif name == b"transfer-encoding":
+                length = 0
+        request_id = request_id or b"%032x" % _ids.getrandbits(128)
+        self._ids["request_id"] = request_id.decode()
+        self._own_headers = [(b"x-request-id", request_id)]
+        if traceparent and (match := TRACEPARENT.fullmatch(traceparent)):
+            self._own_headers.append((b"traceparent", traceparent))
+            self._ids["trace_id"], self._ids["span_id"] = match[1].decode(), match[2].decode()
+        REQUEST.set(self._ids)
+        own = self.middleware
+        if length >= 0:
+            most, limits, count = own.max_body, own.limits, own.metrics.count_refusal
+            self._body = RequestBody(self._receive, self.scope, length, most, limits, count)
+            self._receive = self._body.receive
+        if self.scope["http_version"] == "1.0":
+            hosts = hosts or [b""]
+        # RFC 9112, section 3.2: exactly one, which HTTP/1.0 may leave out.
+        return len(hosts) == 1 and HOST.fullmatch(hosts[0]) is not None
+
+    async def _call(self) -> None:
+        app = self.middleware.app
+        try:
+            if self.scope["method"] == "HEAD":
+                # A router writes into the scope; the second try needs it as it was.
+                self.scope = dict(self._server_scope)
+            await app(self.scope, self._receive, self.send)
+            if self._is_dropped and not self.status:
+                self._is_dropped, self.scope = False, {**self._server_scope, "method": "GET"}
+                await app(self.scope, self._receive, self.send)
+            if not self._is_finished:
+                raise RuntimeError("the application returned without a complete answer")
+        except HTTPException as error:
+            # The limits of a body raise it; frameworks answer it themselves, a bare ASGI application does not.
+            await self._answer(error.status_code, error.detail, error.headers)
+        except ClientDisconnect:
+            pass
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and self.task is not None and self.task.cancelling():
+                # Only the end of the drain cancels requests: tell the client while there is a connection.
+                await self._answer(503, "The service is stopping.")
+            else:
+                log.error("unhandled exception", exc_info=error)
+                await self._answer(500, None, request_id=self._ids["request_id"])
+
+    async def _answer(self, status: int, detail: str | None, headers: Any = None, **more: object) -> None:
+        """Answer with a problem, unless another answer has begun."""
+        if not self.status:
+            self._is_dropped = False
+            answer = Response(problem(status, detail, **more), status, headers, PROBLEM_JSON)
+            await answer(self.scope, self._receive, self.send)
+
+    async def send(self, message: Message) -> None:
+        """Pass on what the service answers, with the headers that every answer has."""
+        begins = message["type"] == "http.response.start"
+        if begins and message["status"] == 405 and self.scope["method"] == "HEAD":
+            # RFC 9110, section 9.1: HEAD works wherever GET does. FastAPI leaves that to each route.
+            self._is_dropped = True
+        elif begins and message["status"] == 413 and self._body is not None and not self._body.is_refused:
+            # A route's own limit, which Starlette answers in plain text.
+            self._body.is_refused = True
+            await self._answer(413, "The request body is larger than this route takes.", {"Connection": "close"})
+            self._is_dropped = True
+        if self._is_dropped:
+            return
+        if begins:
+            self.status = message["status"]
+            headers = [*message.get("headers", ()), *self._own_headers]
+            if self.middleware.lifecycle.state is State.DRAINING:
+                headers += DRAINING_HEADERS
+            message = {**message, "headers": headers}
+        elif self._server_scope["method"] == "HEAD":
+            # The body is nobody's: a stream ends here.
+            message, self._is_dropped = {"type": "http.response.body"}, True
+        ends = not begins and not message.get("more_body", False)
+        if ends and self._body is not None and self._body.is_refused:
+            await self._send({**message, "more_body": True})
+            await self._body.drop()
+            message = {"type": "http.response.body"}
+        await self._send(message)
+        if ends:
+            self.finish()
+
+    def finish(self) -> None:
+        """Count and log the request, once: when its answer is complete or nobody waits for it any more."""
+        if self._is_finished:
+            return
+        self._is_finished = True
+        middleware, scope, route = self.middleware, self._server_scope, self.route
+        duration_s = time.perf_counter() - self.began
+        method, status = scope.get("method", "GET"), self.status or CLIENT_CLOSED_REQUEST
+        middleware.requests.remove(scope, self, status, duration_s)
+        if scope["type"] == "http":
+            middleware.metrics.observe_request(method, route or "", status, duration_s)
+        fields = {
+            "method": method,
+            "path": scope["raw_path"].decode("ascii", "backslashreplace"),
+            "route": route,
+            "status": status,
+            "duration_ms": round(duration_s * 1000, 3),
+            "client": spell(scope["client"][0]) if scope["client"] else None,
+        }
+        log_request(fields, self._ids)

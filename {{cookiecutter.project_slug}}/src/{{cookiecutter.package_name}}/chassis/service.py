@@ -1,0 +1,47 @@
+"""What a service hands over to the chassis, and the limits that it may change."""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import attrs
+import svcs
+from starlette.types import ASGIApp
+
+
+@attrs.frozen
+class Limits:
+    """What a client may take of an instance; a balancer in front should be stricter, and a test may be."""
+
+    # A request line with its header block, or anything else that is no body, such as trailers.
+    head_bytes: int = 65536
+    # Longer than a slow client needs, and short enough to be no easy prey.
+    head_timeout_s: float = 20.0
+    # What a client may keep the service waiting for a body, and the bytes that earn it one second more.
+    body_timeout_s: float = 20.0
+    body_bytes_per_s: int = 1000
+    # What is read of a refused body, so that the client sees the answer and not a reset of the connection.
+    linger_s: float = 2.0
+    linger_bytes: int = 16 * 1024 * 1024
+    # A client that ends its direction this soon after its request still wants the answer; later, it has left.
+    half_close_s: float = 0.1
+
+
+@attrs.frozen
+class Service:
+    """The parts of a service.
+
+    Args:
+        name: The name of its distribution and command.
+        config: Its configuration class, made of `Settings`.
+        register: Registers what it talks to, with pings, given a registry and the configuration.
+        create_app: Makes its ASGI application, given the configuration and the registry.
+        non_critical: The services whose failing ping does not make an instance unready.
+        limits: What a client may take, beyond what the settings say.
+    """
+
+    name: str
+    config: type[Any]
+    register: Callable[[svcs.Registry, Any], None]
+    create_app: Callable[[Any, svcs.Registry], ASGIApp]
+    non_critical: Collection[type] = ()
+    limits: Limits = attrs.field(factory=Limits)
