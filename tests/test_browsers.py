@@ -101,14 +101,13 @@ def test_the_page_opens_without_a_complaint_in_light_and_dark(
     world: World, browser: Browser, tmp_path: Path
 ) -> None:
     service = world.start(None).ready()
-    service.ask("/greetings/you")
     url = f"http://127.0.0.1:{service.port('admin')}/"
     _, console = browser.show("--dump-dom", "data:text/html,<script>console.error('heard')</script>")
     assert any("heard" in line for line in console), "a console error would go unheard"
     dom, console = browser.show("--dump-dom", url)
     assert console == []
     assert re.search(r"<h1>[^<]+<span class=\"state ready\">ready</span></h1>", dom), dom
-    for shown in ("/greetings/{name}", "APP_HTTP_PORT", "admin_token", *ENDPOINTS):
+    for shown in ("APP_HTTP_PORT", "admin_token", *ENDPOINTS):
         assert shown in dom, f"{shown} is not on the page"
     corners = []
     for name, options in (("light", ()), ("dark", ("--force-dark-mode",))):

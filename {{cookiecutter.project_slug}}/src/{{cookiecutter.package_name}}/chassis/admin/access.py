@@ -23,17 +23,17 @@ def has_token(headers: Mapping[str, str], token: Secret) -> bool:
     return token.is_set and hmac.compare_digest(sent, f"Bearer {token.reveal()}".encode())
 
 
-def check_access(
-    headers: Mapping[str, str], client: str, own_host: str, token: Secret, *, is_change: bool, is_guarded: bool
-) -> None:
-    """Raise RefusedError if this *client* may not send a request with these *headers*."""
-    host, address = urlsplit(f"//{headers.get('host', 'localhost')}").hostname or "", _address(client)
-    is_local = address is not None and address.is_loopback
-    # A browser on this machine that came by a foreign name, which resolves to loopback (DNS rebinding).
-    if is_local and host not in {"localhost", own_host} and _address(host) is None:
+def check_host(headers: Mapping[str, str], client: str, own_host: str) -> None:
+    """Refuse a browser on this machine that came by a foreign name, which resolves to loopback (DNS rebinding)."""
+    host = urlsplit(f"//{headers.get('host', 'localhost')}").hostname or ""
+    if _is_loopback(client) and host not in {"localhost", own_host} and _address(host) is None:
         raise RefusedError(403, "This Host is not one of this port: use its address, or localhost.")
+
+
+def check_access(headers: Mapping[str, str], client: str, token: Secret, is_change: bool, is_guarded: bool) -> None:
+    """Raise RefusedError if this *client* may not send a request with these *headers*."""
     # A client on this machine needs no token, but a wrong one is refused there too.
-    may_lack_token = is_local and "authorization" not in headers
+    may_lack_token = _is_loopback(client) and "authorization" not in headers
     if (is_change or is_guarded) and not may_lack_token and not has_token(headers, token):
         needs = "the header Authorization: Bearer with the secret admin_token"
         raise RefusedError(403, f"This needs {needs}{'' if token.is_set else ', which is not set'}.")
@@ -42,6 +42,11 @@ def check_access(
         raise RefusedError(403, "Not from a page of another origin.")
     if is_change and headers.get("content-type", "").partition(";")[0] != "application/json":
         raise RefusedError(415, "Send Content-Type: application/json.")
+
+
+def _is_loopback(client: str) -> bool:
+    address = _address(client)
+    return address is not None and address.is_loopback
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -18,7 +18,7 @@ from ..lifecycle import Lifecycle, State
 from ..logs import get_logger
 from ..metrics import Metrics
 from ..stacks import describe
-from .access import RefusedError, check_access, has_token
+from .access import RefusedError, check_access, check_host, has_token
 from .log_levels import Change, TemporaryLevels
 from .page import render
 
@@ -77,6 +77,7 @@ class Admin:
 
     def respond(self, request: Request) -> Response:
         """Respond to *request*, if this client may send it; raise RefusedError otherwise."""
+        check_host(request.headers, request.client, self.settings.admin.host)
         method = "GET" if request.method == "HEAD" else request.method
         endpoint = ONE_CHECK if request.path.startswith(CHECK_PATH) else ENDPOINTS.get(request.path)
         if endpoint is None:
@@ -84,8 +85,7 @@ class Admin:
         if (answer := endpoint.methods.get(method)) is None:
             allowed = ", ".join([*endpoint.methods, "HEAD"])
             raise RefusedError(405, f"Only {allowed}.", {"Allow": allowed})
-        host, token, guarded = self.settings.admin.host, self.settings.admin.token, endpoint.guarded
-        check_access(request.headers, request.client, host, token, is_change=method != "GET", is_guarded=guarded)
+        check_access(request.headers, request.client, self.settings.admin.token, method != "GET", endpoint.guarded)
         try:
             value = answer(self, request)
             return value if isinstance(value, Response) else reply(value)
