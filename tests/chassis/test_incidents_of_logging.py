@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from kit.service import Service, answers, ask, free_port, wait_for
+from kit.service import Service, answers, ask, free_ports, wait_for
 
 from .incidents import launch, stopped
 from .start import Start, write_secrets
@@ -188,9 +188,10 @@ def test_what_a_repr_hides_is_in_no_line_of_any_format(start: Start, service: Se
 
 def for_people(start: Start) -> tuple[Service, int]:
     """Start a service whose lines are for people; return its port too, which those do not tell a program."""
-    port = free_port()
+    [port] = free_ports(1)
     process = launch(start, APP_LOG_FORMAT="console", APP_HTTP_PORT=str(port))
-    wait_for(lambda: answers(port, "/-/ready"), "readiness")
+    wait_for(lambda: answers(port, "/-/ready") or not process.is_running, "readiness")
+    assert process.is_running, process.said()
     return process, port
 
 

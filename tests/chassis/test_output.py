@@ -136,7 +136,7 @@ def test_without_a_thread_lines_are_lost_and_the_caller_goes_on(
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    output.write(b"x" * 2 * SIZE)
+    output.write(b"x" * 2 * SIZE + b"\n")
     assert output.lost == 1
     output.write(b"short\n")
     assert pipe.read() == b"short\n"
