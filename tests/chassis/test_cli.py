@@ -102,3 +102,12 @@ def test_help_and_version_need_no_configuration(start: Start, arguments: list[st
 
 def test_what_it_does_not_know_is_refused(start: Start) -> None:
     assert start.command("fly").status == 2
+
+
+@pytest.mark.parametrize("workers", ["", "auto", "4"])
+def test_variables_that_uvicorn_would_read_are_not_read(start: Start, workers: str) -> None:
+    process = start(WEB_CONCURRENCY=workers, FORWARDED_ALLOW_IPS="*").ready()
+    process.ask("/trouble/nothing", headers={"X-Forwarded-For": "203.0.113.7, 198.51.100.1"})
+    # Only 127.0.0.1 is trusted, so the address next to it counts.
+    assert process.request_line("/trouble/nothing")["client"] == "198.51.100.1"
+    assert process.stop() == 0

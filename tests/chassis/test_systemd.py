@@ -86,3 +86,10 @@ def test_any_address_will_do_none_too_and_a_deaf_manager_stops_nothing(start: St
     alone = start(WATCHDOG_USEC="200000").ready()
     assert alone.stop() == 0
     assert not alone.lines("service manager not notified")
+
+
+@pytest.mark.parametrize("interval", ["abc", "-1", "1e6", "٣"])
+def test_an_interval_that_is_no_number_is_reported_and_ignored(start: Start, interval: str) -> None:
+    process = start(WATCHDOG_USEC=interval).ready()
+    assert process.line("variable ignored")["setting"] == "WATCHDOG_USEC"
+    assert process.stop() == 0
