@@ -5,7 +5,7 @@ from typing import Any
 
 from starlette.convertors import IntegerConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from ..errors import PROBLEM_JSON, problem
@@ -31,6 +31,7 @@ def use_problems(app: Any) -> None:
         return
     handlers.setdefault(Exception, _unhandled)
     handlers.setdefault(HTTPException, _http)
+    handlers.setdefault(ClientDisconnect, _left)
     for error, handler in handlers.items():
         if getattr(handler, "__module__", "").startswith("fastapi."):
             # FastAPI's defaults; the one for invalid requests repeats the input, which JSON may not be able to hold.
@@ -54,6 +55,11 @@ async def _http(request: Request, error: HTTPException) -> Response:
 async def _invalid(request: Request, error: Any) -> Response:
     errors = [{"loc": [*map(str, each["loc"])], "msg": each["msg"], "type": each["type"]} for each in error.errors()]
     return _respond(422, "The request is not what this route takes.", errors=errors)
+
+
+async def _left(request: Request, error: Exception) -> Response:
+    """Answer nobody; the line of the request says 499, as nginx does for a client that did not wait."""
+    return Response(status_code=499)
 
 
 async def _unhandled(request: Request, error: Exception) -> Response:
