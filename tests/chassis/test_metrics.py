@@ -25,7 +25,7 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
 def families(text: str) -> list[Metric]:
-    return list(parse_openmetrics(text))
+    return list(parse_openmetrics(text))  # type: ignore[no-untyped-call]
 
 
 @pytest.fixture

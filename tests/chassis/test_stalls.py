@@ -107,7 +107,7 @@ def test_nothing_that_goes_wrong_in_a_look_ends_the_watchdog(monkeypatch: pytest
     looks: list[int] = []
     event_loop = EventLoop()
     monkeypatch.setattr(event_loop, "stalled", lambda: 5.0)
-    watchdog = Watchdog(event_loop, 1, fail)  # type: ignore[arg-type]
+    watchdog = Watchdog(event_loop, 1, fail)
     wait_for(lambda: len(looks) > 2)
     watchdog.stop()
 
