@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 TESTS = ROOT / "tests"
 CHASSIS = TESTS / "chassis"
 # The tests wait for processes more than they work.
-WORKERS = 3
+WORKERS = 2
 LIMIT_SECONDS = 1800
 # Of lines and branches of the chassis, in percent.
 COVERED = 0
