@@ -61,7 +61,7 @@ def test_the_manager_hears_when_it_is_ready_moves_and_stops(start: Start, folder
         assert told.messages.count("WATCHDOG=1") >= 1
 
         # A loop that does not move feeds nothing, though the admin port answers.
-        stuck = Asking(process, "/block?s=1.5")
+        stuck = Asking(process, "/block?s=5")
         wait_for(lambda: process.ask("/-/ready", port="admin").status == 503)
         before = len(told.all())
         time.sleep(0.25)
