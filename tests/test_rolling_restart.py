@@ -174,7 +174,7 @@ def test_an_instance_is_killed(site: Site) -> None:
         time.sleep(1)
         site.slots[site.start()].ready()
         time.sleep(1)
-    # A balancer may hear of the end a moment later, and on a busy machine a long one, and have sent more by then.
+    # A balancer may hear of the end later, on a busy machine much later, and have sent more by then.
     lost = [outcome for outcome in load.failures if outcome.began > killed + 1]
     assert not lost, f"failed though the instance was gone: {lost}"
     assert {outcome.method for outcome in load.failures} <= {"POST"}, load.failures
