@@ -5,7 +5,7 @@ import tomllib
 from typing import Any
 
 from kit.parsing import check_parses
-from kit.project import TARGETS, Project
+from kit.project import TARGETS, Project, Renders
 
 # Expressions of others: GitHub's, and the Go templates that consul-template, Prometheus and Docker read.
 FOREIGN = {
@@ -51,10 +51,21 @@ def test_only_the_chosen_target_is_there(project: Project) -> None:
 
 
 def test_only_the_chosen_framework_is_there(project: Project) -> None:
-    # The chassis serves both, and is the same for both.
     files = [path for path in project.files() if "chassis" not in path.relative_to(project.path).parts]
     text = "".join(path.read_text(encoding="utf-8") for path in files)
     assert ("fastapi" in text.lower()) == (project.answers["web_framework"] == "fastapi")
+
+
+def test_the_chassis_is_the_same_whatever_is_answered(project: Project, renders: Renders) -> None:
+    usual = renders.get()
+    src, usual_src = (each.path / "src" / each.package / "chassis" for each in (project, usual))
+    names = [
+        path.relative_to(usual_src) for path in usual_src.rglob("*.*") if "__pycache__" not in path.parts
+    ]
+    assert len(names) > 20
+    for name in names:
+        text = (src / name).read_text(encoding="utf-8").replace(project.package, usual.package)
+        assert text == (usual_src / name).read_text(encoding="utf-8"), name
 
 
 def test_what_the_team_owns_exists(project: Project) -> None:

@@ -81,13 +81,16 @@ def test_a_slow_reader_gets_all_lines_and_nobody_waits_for_it(pipe: Pipe) -> Non
 def test_lines_that_do_not_fit_are_counted_and_reported(pipe: Pipe) -> None:
     told: list[int] = []
     output = Output(pipe.start, told.append, queue_bytes=2 * SIZE)
+    # A full pipe: none of the lines can leave the queue before the last of them has come.
+    before = b"x" * (SIZE - 1) + b"\n"
+    os.write(pipe.start, before)
     for line in LINES:
         output.write(line)
     assert 0 < output.lost < len(LINES)
     output.flush(0)
     assert told == []
     kept = LINES[: len(LINES) - output.lost]
-    assert pipe.read_until(kept[-1]) == b"".join(kept)
+    assert pipe.read_until(kept[-1]) == before + b"".join(kept)
     wait_for(lambda: told)
     assert told == [output.lost]
 

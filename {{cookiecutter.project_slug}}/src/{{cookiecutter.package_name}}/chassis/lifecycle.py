@@ -1,6 +1,7 @@
 """Where this instance is in its life, who wants to know, and what moves it on: signals, and the deadline of a stop."""
 
 import asyncio
+import atexit
 import contextlib
 import contextvars
 import math
@@ -22,6 +23,9 @@ from .stacks import await_chain, thread_stack, where
 # A stop may take 2 s beyond APP_DRAIN_DELAY + APP_DRAIN_TIMEOUT (contract, section 7); the rest is for the last lines.
 STOP_MARGIN_S = 1.7
 FLUSH_TIMEOUT_S = 0.2
+
+# Held by the thread that ends the process.
+_exiting = threading.RLock()
 
 log = get_logger("lifecycle")
 
@@ -117,6 +121,8 @@ class Lifecycle:
 
         os.register_at_fork(after_in_child=forget)
         threading.Thread(target=self._enforce_deadline, name="deadline", daemon=True).start()
+        # What the interpreter waits for may end because `exit_now` ends it: that is no end with status 0.
+        atexit.register(_exiting.acquire)
 
     def keep_from_children(self, sockets: Callable[[], Iterable[socket.socket]]) -> None:
         """Take *sockets* away from forked children: a port is in use, and a connection open, while anybody has it."""
@@ -171,6 +177,7 @@ class Lifecycle:
 
 def exit_now(status: int) -> None:
     """End this process and its children, without waiting for anything but what is to be written, and not long."""
+    _exiting.acquire()
     # Whatever goes wrong in it: the process must end.
     with contextlib.suppress(Exception):
         for child in sys.modules["multiprocessing"].active_children():
