@@ -125,6 +125,8 @@ def test_all_parts_fit_each_other(
     budget, policy, monitor = (
         of_kind(monitored, kind)["spec"] for kind in ("PodDisruptionBudget", "NetworkPolicy", "PodMonitor")
     )
+    # The pod's own init reaps what nobody waits for; the image has none.
+    assert pod["shareProcessNamespace"]
     for selector in (
         deployment["selector"]["matchLabels"],
         of_kind(monitored, "Service")["spec"]["selector"],

@@ -182,6 +182,7 @@ def test_an_empty_swarm_comes_to_answer(stack: Stack) -> None:
         assert guarded(stack, one["Id"], token) == "200"
         host = one["HostConfig"]
         assert (host["ReadonlyRootfs"], host["CapDrop"], host["PortBindings"] or {}) == (True, ["ALL"], {})
+        assert stack.engine.orphan(one["Id"]) == "gone"
 
 
 def plain(image: str) -> str:

@@ -76,4 +76,4 @@ def test_make_dev_hands_over_settings_and_secrets_and_restarts_on_save(bake: Bak
         domain = project.path / "src" / project.package / "domain.py"
         domain.write_text(domain.read_text().replace("Good ", "Very good "))
         wait_for(lambda: "Very good " in greeting(), "the changed answer")
-    assert not answers(http, "/-/ready")
+    wait_for(lambda: not answers(http, "/-/ready"), "the end of all of them")

@@ -299,6 +299,7 @@ def test_compose_brings_it_up_and_down(engine: Engine, project: Project, tmp_pat
         assert host["ReadonlyRootfs"]
         assert host["CapDrop"] == ["ALL"]
         assert host["SecurityOpt"] == ["no-new-privileges:true"]
+        assert engine.orphan(container) == "gone"
         engine.do(*compose, "stop")
         assert engine.inspect(container)["State"]["ExitCode"] == 0
     finally:

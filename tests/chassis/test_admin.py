@@ -347,8 +347,8 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Connect, Endpoints]]
     endpoints, listener = Endpoints(), socket.create_server(("127.0.0.1", 0), backlog=128)
     serve(listener, cast("Admin", endpoints))
     yield lambda: socket.create_connection(listener.getsockname(), timeout=10), endpoints
+    # The listener stays open: http.server's thread would spin on a closed one for as long as there are tests.
     endpoints.go.set()
-    listener.shutdown(socket.SHUT_RDWR)
 
 
 def get(connect: Connect, path: str) -> bytes:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
 import resource
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
 
 import pytest
+import uvloop
 from apps.hurried import LIMITS
 from kit.service import Service, rest, wait_for
 from my_service.chassis.http import server
+from my_service.chassis.http.transport import JoinedWrites
 
 from .start import Start, started
 
@@ -235,3 +240,31 @@ def test_clients_leave_descriptors_to_the_service(monkeypatch: pytest.MonkeyPatc
     assert server.connection_limit(100) == 100
     limits["soft"] = 64
     assert server.connection_limit(4096) == 1
+
+
+class Late(asyncio.Protocol):
+    """Writes when the connection has just been reset, as an application does that has not heard of it."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        asyncio.get_running_loop().call_soon(self.write, JoinedWrites(transport, asyncio.get_running_loop()))
+        cast("asyncio.Transport", transport).abort()
+
+    def write(self, joined: JoinedWrites) -> None:
+        joined.write(b"too late")
+
+
+def test_what_is_written_after_a_reset_is_dropped_in_silence() -> None:
+    failures: list[dict[str, Any]] = []
+
+    async def serve() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: failures.append(context))
+        listener = await loop.create_server(Late, "127.0.0.1", 0)
+        with socket.create_connection(listener.sockets[0].getsockname(), timeout=10) as client:
+            await asyncio.to_thread(rest, client)
+        await asyncio.sleep(0)
+        listener.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve())
+    assert not failures

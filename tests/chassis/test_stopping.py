@@ -233,8 +233,8 @@ class Terminal:
         self.child, self.screen = pty.fork()
         if not self.child:
             os.dup2(os.open(self._out, os.O_CREAT | os.O_WRONLY), 1)
-            if ignore:
-                signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            # Whoever runs the tests may ignore it, and that is inherited.
+            signal.signal(signal.SIGHUP, signal.SIG_IGN if ignore else signal.SIG_DFL)
             os.execvpe([*prefix, *SERVICE][0], [*prefix, *SERVICE], env)
         self.has_line("ready")
         children = Path(f"/proc/{self.child}/task/{self.child}/children").read_text().split()

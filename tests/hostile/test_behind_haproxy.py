@@ -88,8 +88,9 @@ def test_a_large_body_that_stops_is_ended(site: Site, kept: Kept) -> None:
 def test_a_client_that_takes_none_of_its_answer_is_cut_off(site: Site, kept: Kept) -> None:
     """HAProxy does not buffer answers, so for these 2 s each has one of the service's 20 places."""
     with contextlib.ExitStack() as stack:
-        crowd = [stack.enter_context(site.dial()) for _ in range(15)]
-        for client in crowd:
+        crowd = []
+        for _ in range(15):
+            crowd.append(client := stack.enter_context(site.dial()))
             client.sendall(b"GET /stream?n=20000 HTTP/1.1\r\nHost: x\r\n\r\n")
         kept.asks()
         wait_for(lambda: len(site.seen("/stream")) == len(crowd), "the end of all of them")

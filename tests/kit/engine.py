@@ -17,6 +17,8 @@ import pytest
 from kit.service import clean_environment, wait_for
 from kit.tools import tool
 
+ORPHAN = Path(__file__).parent.parent / "apps" / "orphan.py"
+
 
 def unique_name() -> str:
     """Return a name for an image, a network or a project that no other test run has."""
@@ -152,6 +154,10 @@ class Engine:
 
     def ready(self, container: str) -> None:
         self.wait_for(container, lambda: self.said(container, "ready"), "ready")
+
+    def orphan(self, container: str) -> str:
+        """Say what becomes of a process whose parent has ended: "gone", or "Z" where nobody waits for it."""
+        return self.do("exec", container, "/app/bin/python", "-c", ORPHAN.read_text())
 
     def port(self, container: str, port: int) -> int:
         return int(self.do("port", container, f"{port}/tcp").splitlines()[0].rpartition(":")[2])

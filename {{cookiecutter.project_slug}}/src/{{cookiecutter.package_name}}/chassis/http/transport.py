@@ -40,8 +40,9 @@ class JoinedWrites:
         self._transport.close()
 
     def _flush(self) -> None:
-        if self._parts:
-            data = b"".join(self._parts)
-            self._parts.clear()
-            self._bytes = 0
+        data = b"".join(self._parts)
+        self._parts.clear()
+        self._bytes = 0
+        # A client may have reset the connection since.
+        if data and not self.is_closing():
             self._transport.write(data)
