@@ -1,4 +1,4 @@
-.PHONY: demo test lint deps bench soak hostile clean
+.PHONY: demo quick test lint deps bench soak hostile clean
 .DEFAULT_GOAL := test
 
 VENV := .venv/bin
@@ -8,6 +8,9 @@ demo: .venv/ready  ## bake the default service and run it
 
 test: .venv/ready  ## everything, the slow tests too
 	$(VENV)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+quick: .venv/ready  ## what neither starts services nor builds environments: a minute
+	$(VENV)/python -m pytest -q -n 2 -m "not slow"
 
 lint: .venv/ready  ## all that .pre-commit-config.yaml lists
 	@$(VENV)/pre-commit run --all-files --show-diff-on-failure

@@ -1,6 +1,7 @@
 """Fixtures that several files use; what they are made of is in tests/kit."""
 
 import os
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,14 @@ from kit.world import World
 
 # test_chassis.py runs the tests of the chassis in rendered services; what is in apps runs elsewhere too.
 collect_ignore = ["apps", "chassis"]
+# Begun first, so that no worker is left alone with one of them in the end.
+LONGEST = (
+    "test_chassis.py",
+    "test_update.py",
+    "test_rolling_restart.py",
+    "test_generated.py",
+    "test_dependencies.py",
+)
 
 
 class Shown:
@@ -34,6 +43,21 @@ class Shown:
 def pytest_configure(config: pytest.Config) -> None:
     if terminal := config.pluginmanager.get_plugin("terminalreporter"):
         config.pluginmanager.register(Shown(terminal))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say what was not looked at, and for want of what."""
+    reasons: dict[str, Counter[str]] = defaultdict(Counter)
+    for report in terminalreporter.stats.get("skipped", ()):
+        reasons[report.longrepr[2].removeprefix("Skipped: ")][report.nodeid.partition("::")[0]] += 1
+    for reason, files in sorted(reasons.items()):
+        where = ", ".join(f"{count} in {file}" for file, count in sorted(files.items()))
+        terminalreporter.write_line(f"not looked at: {where} ({reason})")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The limits that the four balancers keep, each with the configuration that comes with the template."""
+"""Contract, section 9: the limits that the four balancers keep, as they are configured here."""
 
 import concurrent.futures
 import contextlib

@@ -1,4 +1,4 @@
-"""The admin port's page in a browser, and browsers that a page of somebody else has led to the admin port."""
+"""Contract, section 6: the admin port's page in a browser, and pages of others that want to get at it."""
 
 import http.client
 import json

@@ -80,7 +80,7 @@ def test_the_chassis_keeps_its_promises(
     pytest_ = ("-m", "pytest", "-c", "pyproject.toml", "--rootdir", service.path, "--confcutdir", CHASSIS)
     # Without what is meant for a person, and with all else that the project asks of its tests.
     options = ("-o", "addopts=--strict-markers", "-p", "no:cacheprovider", "--basetemp", tmp_path / "run")
-    workers = ("-q", "--numprocesses", str(WORKERS), "--dist", "loadfile")
+    workers = ("-q", "--numprocesses", str(WORKERS), "--dist", "worksteal")
     coverage: list[str | Path] = [service.python, "-m", "coverage"]
     follow(
         [*coverage, "run", *measured, *pytest_, *options, *workers, *ignored, CHASSIS],

@@ -1,4 +1,4 @@
-"""The image, built by a real engine: its layers, its manners as a container, and what it gives away."""
+"""Contract, section 10: the image: its layers, its manners as a container, and what it gives away."""
 
 import http.client
 import json

@@ -1,4 +1,4 @@
-"""The admin port against what operators really have: stuck loops, storms of probes, checks that reset."""
+"""Contract, section 6: the admin port when it is needed: stuck loops, storms of probes."""
 
 import json
 import random

@@ -1,6 +1,8 @@
 """The tests' own library: tools that are missing, broken or too old, and how the tests are laid out."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,3 +90,8 @@ def test_no_test_imports_a_test() -> None:
                 if any(part == "conftest" or part.startswith("test_") for part in name.split("."))
             ]
     assert not found
+
+
+def test_the_contract_says_which_tests_show_it() -> None:
+    done = subprocess.run((sys.executable, ROOT / "scripts" / "promises.py"), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

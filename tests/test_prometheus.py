@@ -1,4 +1,4 @@
-"""The metrics, read by Prometheus itself and by its promtool."""
+"""Contract, section 6: the metrics, read by Prometheus itself and by its promtool."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""No request is lost: instances come, go, hang and die behind the real balancers, under constant load."""
+"""Contract, section 7: no request is lost: instances come, go, hang and die behind real balancers."""
 
 import contextlib
 import os

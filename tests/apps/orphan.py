@@ -1,4 +1,4 @@
-"""Leaves a child that has lost its parent, waits until it has ended, and says what became of it: its state, or gone."""
+"""Leaves a child without its parent, and says what became of it: its state, or gone."""
 
 import os
 import time

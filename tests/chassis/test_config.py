@@ -1,4 +1,4 @@
-"""Contract, section 2: environment variables become nested classes; all that is wrong is said at once."""
+"""Contract, sections 1, 2: environment variables become nested classes; all that is wrong is said at once."""
 
 from __future__ import annotations
 

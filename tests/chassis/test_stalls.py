@@ -1,4 +1,4 @@
-"""The stalls of the event loop: what is one, what is none, and what is told of it."""
+"""Contract, sections 5, 6: stalls of the event loop: what is one, what is none, what is told of it."""
 
 from __future__ import annotations
 

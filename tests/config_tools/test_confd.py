@@ -1,4 +1,4 @@
-"""confd, which is in no package archive: files by its documentation, back ends by the real servers."""
+"""Contract, section 8: confd, which is in no package archive: its back ends are real."""
 
 import re
 import tomllib

@@ -1,4 +1,4 @@
-"""direnv: every value, what is required, and the service that it runs."""
+"""Contract, section 8: direnv: every value, what is required, and the service that it runs."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Env files with bare values, which direnv, systemd, Compose, Docker and envsubst read alike."""
+"""Contract, section 8: env files with bare values, which all tools read alike."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Files for Kubernetes and Swarm, and the schema for any other tool."""
+"""Contract, section 8: files for Kubernetes and Swarm, and the schema for any other tool."""
 
 import json
 from pathlib import Path

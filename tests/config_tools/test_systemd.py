@@ -1,4 +1,4 @@
-"""Drop-ins for systemd, by its own parser."""
+"""Contract, section 8: drop-ins for systemd, by its own parser."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The admin port under any request: what changes something needs all that the contract asks for."""
+"""Contract, section 6: the admin port under any request."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""What HAProxy, with the template's own configuration, keeps from the service: slow clients and floods."""
+"""Contract, section 9: what HAProxy keeps from the service, with the template's configuration."""
 
 import concurrent.futures
 import contextlib

@@ -1,4 +1,4 @@
-"""Secrets that are planted, and looked for in all that a service says, holds and hands on."""
+"""Contract, section 3: secrets that are planted, and looked for in all that a service says and holds."""
 
 import contextlib
 import json

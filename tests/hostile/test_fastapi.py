@@ -1,4 +1,4 @@
-"""FastAPI's own handling of requests, with input that is nearly right: JSON that no reader may take, odd protocol."""
+"""Contract, section 9: FastAPI is given input that is nearly right."""
 
 import socket
 from collections.abc import Iterator
@@ -25,10 +25,14 @@ def nested(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     return lists | st.lists(members, max_size=3).map(", ".join).map("{{{}}}".format)
 
 
-texts = st.recursive(atoms, nested, max_leaves=6) | st.sampled_from(('{"name": "x", "price": 1}', "[" * 2_000))
+texts = st.recursive(atoms, nested, max_leaves=6) | st.sampled_from(
+    ('{"name": "x", "price": 1}', "[" * 2_000)
+)
 encodings = st.sampled_from(("utf-8", "utf-8", "utf-8", "utf-16", "utf-8-sig", "latin-1"))
 bodies = st.builds(
-    lambda text, encoding, at, junk: (data := text.encode(encoding, "backslashreplace"))[:at] + junk + data[at:],
+    lambda text, encoding, at, junk: (
+        (data := text.encode(encoding, "backslashreplace"))[:at] + junk + data[at:]
+    ),
     texts,
     encodings,
     st.integers(0, 40),
@@ -57,7 +61,7 @@ def service(fastapi: Project, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def on_the_wire(route: str, content_type: str, version: str, body: bytes, framing: str) -> bytes:
-    """Return the bytes of a request whose body is framed as *framing* says; some say less or more than they send."""
+    """Return the bytes of a request whose body is framed as *framing* says, which may not be true."""
     announced = {"length": len(body), "less": len(body) // 2, "more": len(body) + 5}.get(framing)
     head = f"{route} HTTP/{version}\r\nHost: x\r\nContent-Type: {content_type}\r\nConnection: close\r\n"
     if announced is not None:

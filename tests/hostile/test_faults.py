@@ -1,4 +1,4 @@
-"""Faults around the service and in it: it says so, keeps what it can, and ends only as it should."""
+"""Contract, section 7: faults around the service and in it; it ends only as it should."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""Whatever bytes clients send: a 4xx or a closed connection, and nothing for anybody else to notice."""
+"""Contract, section 9: whatever bytes clients send, nobody else notices."""
 
 import contextlib
 import random

@@ -1,4 +1,4 @@
-"""Whoever reads stdout, or doesn't: the service answers, counts what it could not write, and tells it."""
+"""Contract, section 4: whoever reads stdout, or doesn't: the service answers, and counts what is lost."""
 
 import json
 import os

@@ -1,0 +1,53 @@
+"""Writes the table at the end of docs/contract.md: which tests show what the page promises.
+
+A test module says in its docstring which section it is about: ``Contract, section 7: ...``. The names of its tests are
+what they show. Without an argument, the script says whether the table is current; ``--write`` makes it so.
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "contract.md"
+TESTS = (ROOT / "tests", ROOT / "{{cookiecutter.project_slug}}" / "tests")
+ABOUT = re.compile(r'"""Contract, sections? ([\d, ]+): (.+?)\.?(?:""")?\n')
+HEADING = "## Shown by\n"
+
+
+def promises() -> Iterator[tuple[int, str, str, list[str]]]:
+    """Yield the section, the promise, the file and what its tests show, for each section that a module names."""
+    for path in sorted(path for folder in TESTS for path in folder.rglob("test_*.py")):
+        text = path.read_text(encoding="utf-8")
+        if about := ABOUT.match(text):
+            shown = [name.replace("_", " ") for name in re.findall(r"^def test_(\w+)", text, re.M)]
+            for section in re.findall(r"\d+", about[1]):
+                yield int(section), about[2].replace("<", "&lt;"), path.relative_to(ROOT).as_posix(), shown
+
+
+def table(sections: list[int]) -> str:
+    """Return the table; raise SystemExit if no module is about one of the page's *sections*."""
+    rows = sorted(promises())
+    if missing := set(sections) - {section for section, *_ in rows}:
+        sys.exit(f"docs/contract.md: no test is about section {', '.join(map(str, sorted(missing)))}.")
+    lines = [f"| {section} | {promise} | `{file}`: {'; '.join(shown)} |" for section, promise, file, shown in rows]
+    return "\n".join(["| section | promise | tests |", "|---|---|---|", *lines]) + "\n"
+
+
+def main(arguments: list[str]) -> int:
+    """Write the table or check it; return 1 if it is not current."""
+    page = PAGE.read_text(encoding="utf-8")
+    before = page.partition(HEADING)[0].rstrip() + "\n\n"
+    sections = [int(number) for number in re.findall(r"^## (\d+)\.", before, re.M)]
+    current = f"{before}{HEADING}\nThis table is made by `scripts/promises.py --write`.\n\n{table(sections)}"
+    if "--write" in arguments:
+        PAGE.write_text(current, encoding="utf-8")
+    elif page != current:
+        print("The table in docs/contract.md is not current: run scripts/promises.py --write", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
