@@ -1,6 +1,6 @@
-"""After the render: remove what the answers exclude; in a person's first render also link, commit, lock.
+"""After the render: finish its files; in a person's first render also link, commit, lock.
 
-cruft renders into temporary folders and compares them, so under cruft nothing but the removal may happen.
+cruft renders into temporary folders and compares them, so under cruft nothing but the first may happen.
 """
 
 import io
@@ -14,14 +14,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-# question -> answer -> the paths that are there only for this answer
-ONLY_FOR: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "deploy_to": {
-        "kubernetes": ("deploy/kubernetes",),
-        "swarm": ("deploy/swarm",),
-        "systemd": ("deploy/systemd",),
-    },
-}
+# Files that belong to one answer have a condition in their names; the folders of the others are left, empty.
+FOLDERS_OF_ANSWERS = ("deploy",)
+# An archive of the template has lost which files may be run.
+PROGRAMS = ("deploy/systemd/rolling-restart",)
 
 GIT_SECONDS = 60
 LOCK_SECONDS = 120
@@ -51,16 +47,23 @@ class SkippedError(Exception):
         self.later = later
 
 
-def prune(project: Path, answers: Mapping[str, str]) -> None:
-    for question, choices in ONLY_FOR.items():
-        for choice, paths in choices.items():
-            if choice == answers[question]:
-                continue
-            for path in (project / name for name in paths):
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
+def say(text: str) -> None:
+    """Print it. A reader that has gone away must not make cookiecutter delete the project."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        # Python flushes once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def finish_files(project: Path) -> None:
+    for name in FOLDERS_OF_ANSWERS:
+        for folder in sorted((project / name).rglob("**/"), reverse=True):
+            if not any(folder.iterdir()):
+                folder.rmdir()
+    for program in (project / name for name in PROGRAMS):
+        if program.is_file():
+            program.chmod(program.stat().st_mode | 0o111)
 
 
 def run(project: Path, *command: str, seconds: int) -> str:
@@ -145,7 +148,7 @@ def link(project: Path, answers: Mapping[str, str]) -> None:
     text = json.dumps(state, ensure_ascii=False, indent=2)
     (project / ".cruft.json").write_text(text + "\n", encoding="utf-8", newline="\n")
     if Path(template).is_dir():
-        print(
+        say(
             f"Linked to {template}, a folder that others don't have. For a service that is shared,"
             " put the template's URL in its place, twice in .cruft.json."
         )
@@ -156,10 +159,16 @@ def commit(project: Path, message: str, paths: str) -> None:
     git(project, "commit", "--quiet", "--no-verify", "--message", message)
 
 
-def start_history(project: Path) -> None:
+def start_history(project: Path, answers: Mapping[str, str]) -> None:
     """Commit the untouched render: it is what a later update is compared with."""
+    if (project / ".git").exists():
+        raise SkippedError("this folder has a history already", later=f"git add . && {COMMIT}")
     if in_git(project):
-        raise SkippedError("this folder is inside another git work tree", later=f"git add . && {COMMIT}")
+        raise SkippedError(
+            "this folder is inside another git work tree",
+            later=f"git add . && {COMMIT}; GitHub reads .github at the root of a repository alone:"
+            f" {answers['_docs']}/places.md",
+        )
     try:
         git(project, "-c", "init.defaultBranch=main", "init", "--quiet", "--template=")
         commit(project, FIRST_MESSAGE, ".")
@@ -168,13 +177,42 @@ def start_history(project: Path) -> None:
         raise
 
 
+def workspace(project: Path) -> Path | None:
+    """Find the uv workspace that this folder is a member of."""
+    try:
+        import tomllib
+    except ImportError:  # before Python 3.11, which the lock asks for anyway
+        return None
+    for root in project.parents:
+        try:
+            settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+            table = settings["tool"]["uv"]["workspace"]
+            members, excluded = (
+                {path for pattern in table.get(key, []) for path in root.glob(pattern)}
+                for key in ("members", "exclude")
+            )
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError):
+            continue
+        return root if project in members - excluded else None
+    return None
+
+
 def lock(project: Path) -> None:
     if (project / "uv.lock").exists():
         return
     if not shutil.which("uv"):
         raise SkippedError("uv is not on the PATH")
-    print("Locking the dependencies with uv; this asks the package index ...", flush=True)
+    if root := workspace(project):
+        # Its lock would be written, and the image, which is built from this folder alone, would have none.
+        raise SkippedError(
+            f"this folder is a member of the uv workspace {root}",
+            later=f'add "{project.relative_to(root).as_posix()}" to `exclude` in [tool.uv.workspace] of'
+            f" {root / 'pyproject.toml'}, then: uv lock",
+        )
+    say("Locking the dependencies with uv; this asks the package index ...")
     run(project, "uv", "lock", "--python", sys.executable, seconds=LOCK_SECONDS)
+    if not (project / "uv.lock").exists():
+        raise SkippedError("uv wrote the lock of a workspace above this folder")
 
 
 def attempt(what: str, later: str, step: Callable[[], None]) -> bool:
@@ -182,7 +220,7 @@ def attempt(what: str, later: str, step: Callable[[], None]) -> bool:
     try:
         step()
     except SkippedError as error:
-        print(f"Skipped: {what}, because {error}.\n  Later: {error.later or later}")
+        say(f"Skipped: {what}, because {error}.\n  Later: {error.later or later}")
         return False
     return True
 
@@ -196,7 +234,7 @@ def first_render(project: Path, answers: Mapping[str, str]) -> None:
     has_history = attempt(
         "the first commit",
         f"git init -b main && git add . && {COMMIT}",
-        lambda: start_history(project),
+        lambda: start_history(project, answers),
     )
     is_locked = attempt("uv.lock", "uv lock", lambda: lock(project))
     if has_history and is_locked:
@@ -205,7 +243,7 @@ def first_render(project: Path, answers: Mapping[str, str]) -> None:
             'git add uv.lock && git commit -m "Lock the dependencies"',
             lambda: commit(project, "Lock the dependencies", "uv.lock"),
         )
-    print(
+    say(
         f"\n{answers['project_slug']} is there. Next:\n\n"
         f"  cd {shlex.quote(str(project))}\n"
         "  make dev     # run it, and restart it when a file is saved\n"
@@ -217,7 +255,7 @@ def first_render(project: Path, answers: Mapping[str, str]) -> None:
 def main() -> None:
     answers = json.loads("{{ (cookiecutter|jsonify|tojson)[1:-1] }}")
     project = Path.cwd()
-    prune(project, answers)
+    finish_files(project)
     if "_commit" in answers:  # set by cruft alone
         return
     if isinstance(sys.stdout, io.TextIOWrapper):

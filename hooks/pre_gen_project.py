@@ -6,11 +6,15 @@ cookiecutter makes the project's folder before it calls this hook. So that a bad
 
 import json
 import keyword
+import os
 import re
 import sys
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
+# The first that tells hooks what was checked out.
+COOKIECUTTER = "2.3.1"
 NAME_LIMIT, DESCRIPTION_LIMIT, SLUG_LIMIT, PACKAGE_LIMIT, OWNER_LIMIT = 80, 200, 40, 40, 39
 
 # What a generated project installs, directly or not, or is likely to later: distribution -> what is imported.
@@ -183,6 +187,26 @@ def problems(answers: Mapping[str, str]) -> list[str]:
     ]
 
 
+def lost_defaults(choices: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Name the choices in a person's configuration for which cookiecutter drops all of its defaults."""
+    import yaml  # cookiecutter needs it too
+
+    named = os.environ.get("COOKIECUTTER_CONFIG") or "~/.cookiecutterrc"
+    # This runs in the project's folder; a relative path starts where the person stood.
+    path = Path(os.environ.get("PWD", ""), Path(named).expanduser())
+    try:
+        defaults = yaml.safe_load(path.read_text(encoding="utf-8"))["default_context"]
+        given = {name: defaults[name] for name in choices if name in defaults}
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, yaml.YAMLError):
+        return
+    for name, default in given.items():
+        if default not in choices[name]:
+            yield (
+                f"{name}: {shown(str(default))} in {path} is none of {', '.join(choices[name])};"
+                " change it there, or name another file in COOKIECUTTER_CONFIG"
+            )
+
+
 def shown(answer: str) -> str:
     return repr(answer) if len(answer) <= 60 else f"{answer[:57]!r}..."
 
@@ -190,8 +214,14 @@ def shown(answer: str) -> str:
 def main() -> int:
     # ASCII JSON as a JSON string, which is one of Python's too: no answer can end it or mean something in it.
     answers = json.loads("{{ (cookiecutter|jsonify|tojson)[1:-1] }}")
-    answers["project_slug"] = answers["__project_slug"]
+    if not answers.keys() & {"_checkout", "_commit"}:  # cruft has the second
+        print(f"This template needs cookiecutter {COOKIECUTTER} or newer: uvx cookiecutter", file=sys.stderr)
+        return 1
+    if answers["project_slug"] == "refused-answers":
+        answers["project_slug"] = answers["__project_slug"]
     found = problems({question: str(answer) for question, answer in answers.items()})
+    questions = json.loads("{{ (_cookiecutter|default({})|jsonify|tojson)[1:-1] }}")
+    found += lost_defaults({name: each for name, each in questions.items() if isinstance(each, list)})
     if found:
         print("These answers can't be used; nothing was made:", file=sys.stderr)
         print(*(f"  - {problem}" for problem in found), sep="\n", file=sys.stderr)

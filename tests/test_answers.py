@@ -119,6 +119,108 @@ def test_each_question_and_each_choice_has_a_line_for_people() -> None:
             assert prompts[name].keys() == {"__prompt__", *default}
 
 
+def cookiecutter(
+    folder: Path, *arguments: str | Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command as a person does who has no settings but these."""
+    return subprocess.run(
+        (sys.executable, "-m", "cookiecutter", *arguments, ROOT),
+        cwd=folder,
+        env=clean_environment(**{"HOME": str(folder), "PATH": str(folder), "PWD": str(folder)} | environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    ("named", "default"),
+    [("~", {"deploy_to": "nomad"}), ("mine.yaml", {"web_framework": "3", "deploy_to": "swarm"})],
+)
+def test_a_default_that_cannot_work_is_refused_and_named(
+    tmp_path: Path, named: str, default: dict[str, str]
+) -> None:
+    file = tmp_path / (".cookiecutterrc" if named == "~" else named)
+    file.write_text(json.dumps({"default_context": {**default, "github_owner": "acme"}}))
+    done = cookiecutter(tmp_path, "--no-input", **({} if named == "~" else {"COOKIECUTTER_CONFIG": named}))
+    assert done.returncode == 1
+    wrong = next(iter(default))
+    assert f"  - {wrong}: '{default[wrong]}' in {file} is none of " in done.stdout
+    assert not (tmp_path / "my-service").exists()
+
+
+def test_defaults_that_work_count(tmp_path: Path) -> None:
+    (tmp_path / ".cookiecutterrc").write_text(
+        "default_context: {deploy_to: systemd, licence: MIT, other: [1]}\n"
+    )
+    assert cookiecutter(tmp_path, "--no-input").returncode == 0
+    assert [path.name for path in (tmp_path / "my-service" / "deploy").iterdir()] == ["systemd"]
+
+
+REPLAYED = {
+    **GOOD,
+    "web_framework": "fastapi",
+    "deploy_to": "systemd",
+}
+
+
+@pytest.mark.parametrize("more", [{}, {"_docs": "https://docs.example", "a question of another time": "b"}])
+def test_a_file_with_the_answers_is_enough_to_replay(tmp_path: Path, more: dict[str, str]) -> None:
+    (tmp_path / "answers.json").write_text(json.dumps({"cookiecutter": {**REPLAYED, **more}}))
+    done = cookiecutter(tmp_path, "--replay-file", "answers.json")
+    assert done.returncode == 0, done.stdout
+    project = tmp_path / REPLAYED["project_slug"]
+    assert (project / "src" / REPLAYED["package_name"] / "app.py").read_text().count("fastapi")
+    assert more.get("_docs", "https://github.com/") in (project / "README.md").read_text()
+
+
+@pytest.mark.parametrize("question", ["project_slug", "package_name"])
+def test_what_a_replayed_file_lacks_is_asked(tmp_path: Path, question: str) -> None:
+    answers = {name: answer for name, answer in REPLAYED.items() if name != question}
+    (tmp_path / "answers.json").write_text(json.dumps({"cookiecutter": answers}))
+    done = cookiecutter(tmp_path, "--replay-file", "answers.json")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout
+    assert "[1/1] " in done.stdout
+
+
+def test_a_replayed_answer_is_checked_too(tmp_path: Path) -> None:
+    (tmp_path / "answers.json").write_text(json.dumps({"cookiecutter": REPLAYED | {"package_name": "json"}}))
+    done = cookiecutter(tmp_path, "--replay-file", "answers.json")
+    assert "  - package_name: 'json' would hide Python's own module" in done.stdout
+    assert not (tmp_path / REPLAYED["project_slug"]).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["1.7.3", "2.2.3"])
+def test_an_old_cookiecutter_is_told_so_in_one_line(tmp_path: Path, uv: Path, version: str) -> None:
+    cache = os.environ.get("UV_CACHE_DIR", str(Path.home() / ".cache" / "uv"))
+    # The old ones import what later versions of setuptools no longer have.
+    old = (uv, "tool", "run", "--from", f"cookiecutter=={version}", "--with", "setuptools<80", "cookiecutter")
+    done = subprocess.run(
+        (*old, "--no-input", ROOT),
+        cwd=tmp_path,
+        env=clean_environment(HOME=str(tmp_path), UV_CACHE_DIR=cache),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    said = done.stderr.replace("\n", " ")
+    assert done.returncode != 0
+    assert f"This template needs cookiecutter {HOOK.COOKIECUTTER} or newer: uvx cookiecutter" in said
+    assert "can't be used" not in said
+    assert [*tmp_path.glob("*service*")] == []
+
+
+def test_without_hooks_no_file_is_of_another_answer(tmp_path: Path) -> None:
+    done = cookiecutter(tmp_path, "--no-input", "--accept-hooks", "no")
+    assert done.returncode == 0, done.stdout
+    files = {path.relative_to(tmp_path).parts[2] for path in tmp_path.glob("*/deploy/**/*") if path.is_file()}
+    assert files == {"kubernetes"}
+
+
 printable = st.characters(exclude_categories=["Cs"]).filter(lambda c: not HOOK.is_unprintable(c))
 hostile_pieces = st.sampled_from(
     ['"', "'", "\\", "{", "}", "\n", "#", ": ", "- ", "🚀", "é", "\\u", "$", "`", "%", "</", "&"]

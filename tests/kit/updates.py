@@ -68,7 +68,7 @@ def template_with_releases(folder: Path) -> Path:
     replace(project / "pyproject.toml", '"msgspec>=0.22,<0.23"', '"msgspec>=0.22,<0.24"')
     replace(project / "Dockerfile", "STOPSIGNAL SIGTERM\n", "# As it was.\nSTOPSIGNAL SIGTERM\n")
     replace(project / ".github/workflows/ci.yml", "timeout-minutes: 10", "timeout-minutes: 11")
-    deployment = project / "deploy/kubernetes/base/deployment.yaml"
+    (deployment,) = (project / "deploy/kubernetes/base").glob("*deployment.yaml*")
     deployment.write_text("# It came later.\n" + deployment.read_text(encoding="utf-8"), encoding="utf-8")
     release(
         folder, "v1.1.0", "- APP_HTTP_LATER, a setting.\n\n### What an update asks of a service\n\nNothing."

@@ -28,6 +28,8 @@ T = TypeVar("T")
 # Long enough for a busy machine. A test that passes never waits for so long.
 PATIENCE_SECONDS = 30.0
 HOST = "127.0.0.1"
+# The image to start in place of the code in src/, as `make test-image` says.
+IMAGE = os.environ.get("IMAGE")
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,8 @@ def wait_for(condition: Callable[[], T], what: str) -> T:
 class Process:
     """One process of the service; *folder* gets its output."""
 
-    def __init__(self, arguments: tuple[str, ...], env: Mapping[str, str], folder: Path) -> None:
+    def __init__(self, command: tuple[str, ...], env: Mapping[str, str], folder: Path) -> None:
         self._out, self._err = folder / "stdout", folder / "stderr"
-        command = (sys.executable, "-m", "{{ cookiecutter.package_name }}", *arguments)
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self._popen = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
 
@@ -156,10 +157,19 @@ class Start:
         # A start is quicker with byte code.
         inherited.pop("PYTHONDONTWRITEBYTECODE", None)
         fixed = {"APP_HTTP_PORT": "0", "APP_ADMIN_PORT": "0", "APP_SECRETS_DIR": str(self.secrets)}
-        wanted = {**inherited, **fixed, **ENVIRONMENT, **env}
+        wanted = {**fixed, **ENVIRONMENT, **env}
         set_ = {name: value for name, value in wanted.items() if value is not None}
-        self._started.append(Process(arguments, set_, folder))
+        command = in_container(IMAGE, set_) if IMAGE else (sys.executable, "-m", "{{ cookiecutter.package_name }}")
+        self._started.append(Process((*command, *arguments), {**inherited, **set_}, folder))
         return self._started[-1]
+
+
+def in_container(image: str, env: Mapping[str, str]) -> tuple[str, ...]:
+    """Run the image as strictly as a platform may: no capability, nothing to write to, a user it has never heard of."""
+    strict = ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--user=12345:0")
+    secrets = f"--volume={env['APP_SECRETS_DIR']}:{env['APP_SECRETS_DIR']}:ro"
+    # In the host's network, the addresses in tests/environment.py mean the same.
+    return ("docker", "run", "--rm", "--network=host", *strict, secrets, *(f"--env={name}" for name in env), image)
 
 
 @pytest.fixture

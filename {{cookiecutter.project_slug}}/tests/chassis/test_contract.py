@@ -39,7 +39,8 @@ def test_a_wrong_configuration_ends_it_with_78_and_names_every_problem(start: St
 
 
 def test_what_is_required_and_missing_is_named(start: Start, tmp_path: Path) -> None:
-    check = start("check", **dict.fromkeys(environment.ENVIRONMENT), APP_SECRETS_DIR=str(tmp_path))
+    (tmp_path / "none").mkdir()
+    check = start("check", **dict.fromkeys(environment.ENVIRONMENT), APP_SECRETS_DIR=str(tmp_path / "none"))
     config = start("config", "--format", "json")
     assert config.wait() == 0, config.stderr
     required = [setting.get("file") or setting["name"] for setting in json.loads(config.stdout) if setting["required"]]

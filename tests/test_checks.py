@@ -1,0 +1,122 @@
+"""The hooks never stop ordinary work: wherever the project lies, whatever is legal in its files, and soon."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kit.project import Project, Renders, git
+from kit.service import clean_environment
+from kit.tools import tool
+from kit.updates import commit, replace
+
+pytestmark = pytest.mark.slow
+
+RUNNERS = ("pre-commit", "prek")
+# What looks like a part of a marker.
+LEGAL = {
+    "docs/decisions.md": "Context\n=======\n\nWe need one.\n\n> > > > > > > quoted\n",
+    "docs/manual.rst": "=======\nManuals\n=======\n\n>>> 1 + 1\n2\n\n<<<<<<<\n",
+    "docs/mail.txt": ">>>>>>>seven times answered\n<<<<<<<not a marker\n",
+}
+MARKER = "<<<<<<< HEAD\na\n=======\nb\n>>>>>>> theirs\n"
+# As many dependencies as make a lock of this size.
+LOCK_BYTES = 1_500_000
+
+
+def path(uv: Path) -> str:
+    return f"{uv.parent}{os.pathsep}{os.environ['PATH']}"
+
+
+def try_commit(folder: Path, uv: Path) -> subprocess.CompletedProcess[str]:
+    """Commit all as a person does, with the hooks of the repository."""
+    git(folder, "add", "--all")
+    identity = ("-c", "user.name=Zoë", "-c", "user.email=zoe@example.org")
+    return subprocess.run(
+        (tool("git"), *identity, "commit", "--message", "Work"),
+        cwd=folder,
+        env=clean_environment(PATH=path(uv)),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def root(renders: Renders, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository in which others work too; the project is in a folder of it."""
+    root = tmp_path_factory.mktemp("mono")
+    for name in ("their/src/main.py", "my-service-docs/src/domain.py"):
+        (root / name).parent.mkdir(parents=True)
+        (root / name).write_text("import   os\n")
+    (root / "their" / "model.bin").write_bytes(b"0" * 600_000)
+    (root / "their" / "compose.yaml").write_text("{{ a template }}\n")
+    teams = root / "teams"
+    teams.mkdir()
+    project = renders.fresh(teams, {})
+    # A name as git quotes it, and as shells split it.
+    folder = project.path.parent.rename(teams / "équipe bleue") / "my-service"
+    Project(folder, project.answers).sync()
+    git(root, "init", "--quiet", "--initial-branch=main")
+    commit(root, "All")
+    return root
+
+
+@pytest.fixture
+def inside(root: Path, renders: Renders) -> Iterator[Project]:
+    """The project in a folder of a larger repository, which is as it was afterwards."""
+    yield Project(root / "teams" / "équipe bleue" / "my-service", renders.get().answers)
+    git(root, "reset", "--quiet", "--hard")
+
+
+def see(project: Project, uv: Path, runner: str, *hooks: str) -> str:
+    """Have one of the runners check all files with these hooks."""
+    git(project.path, "add", "--all")
+    said = "".join(project.run(tool(runner), "run", "--all-files", hook, PATH=path(uv)) for hook in hooks)
+    assert "Skipped" not in said
+    return said
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_what_is_legal_passes_and_markers_are_seen(inside: Project, uv: Path, runner: str) -> None:
+    (inside.path / "docs").mkdir()
+    for name, text in LEGAL.items():
+        (inside.path / name).write_text(text)
+    lock = inside.path / "uv.lock"
+    lock.write_text(lock.read_text() + "# more\n" * (LOCK_BYTES // 7))
+    see(inside, uv, runner, "merge-markers", "large-files", "private-keys")
+    (inside.path / "docs" / "mail.txt").write_text(MARKER)
+    with pytest.raises(pytest.fail.Exception, match=r"mail\.txt"):
+        see(inside, uv, runner, "merge-markers")
+
+
+def test_what_a_team_names_is_looked_at_by_no_hook(inside: Project, uv: Path) -> None:
+    (inside.path / "tests" / "data").mkdir()
+    (inside.path / "tests" / "data" / "conflict.txt").write_text(MARKER)
+    replace(inside.path / ".pre-commit-config.yaml", "exclude: ^$", "exclude: /tests/data/")
+    see(inside, uv, "pre-commit", "merge-markers")
+
+
+def test_in_a_larger_repository_all_hooks_look_at_the_project_alone(inside: Project, uv: Path) -> None:
+    said = inside.run(tool("pre-commit"), "run", "--all-files", PATH=path(uv))
+    assert "Skipped" not in said
+    see(inside, uv, "prek", "ruff-check", "secrets", "workflows", "compose")
+    (inside.path / "src" / inside.package / "domain.py").write_text("import   os\n")
+    for runner in RUNNERS:
+        with pytest.raises(pytest.fail.Exception, match=r"domain\.py"):
+            see(inside, uv, runner, "ruff-check")
+
+
+def test_in_a_larger_repository_everybody_can_commit(inside: Project, root: Path, uv: Path) -> None:
+    inside.run(uv, "run", "--quiet", "pre-commit", "install", PATH=path(uv))
+    (root / "their" / "src" / "main.py").write_text("import   sys\n")
+    (root / "README.md").write_text("All of us\n=======\n")
+    done = try_commit(root, uv)
+    assert done.returncode == 0, done.stdout
+    (inside.path / ".env.example").write_text("APP_NOTHING=1\n")
+    done = try_commit(root, uv)
+    assert done.returncode == 1
+    assert "Now run - uv run my-service config --format dotenv > .env.example" in done.stdout
