@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from kit.project import COMBINATIONS, ROOT, as_typed, copy_of_the_template, git
+from kit.project import CHOICES, COMBINATIONS, ROOT, as_typed, copy_of_the_template, git
 from kit.service import clean_environment
 from kit.tools import tool
 from kit.updates import (
@@ -154,7 +154,7 @@ def same_as_fresh(service: Path, rendered: Path, version: str, own: set[str], bu
 @pytest.mark.parametrize("combination", COMBINATIONS)
 def test_cookiecutter_leaves_what_cruft_leaves(template: Path, tmp_path: Path, combination: str) -> None:
     answers = {
-        name: value if name in ("web_framework", "deploy_to") else as_typed(value)
+        name: value if name in CHOICES else as_typed(value)
         for name, value in COMBINATIONS[combination].items()
     }
     options = (f"{name}={value}" for name, value in answers.items())

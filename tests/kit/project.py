@@ -29,7 +29,7 @@ COMMAND_SECONDS = 900
 FRAMEWORKS = ("starlette", "fastapi")
 TARGETS = ("kubernetes", "swarm", "systemd")
 # Questions with a list of choices; any other answer is free text.
-CHOICES = ("web_framework", "deploy_to")
+CHOICES = ("web_framework", "deploy_to", "tracing", "http_client")
 COMBINATIONS: Mapping[str, Mapping[str, str]] = {
     **{
         f"{framework}-{target}": {"web_framework": framework, "deploy_to": target}

@@ -20,10 +20,22 @@ def main() -> None:
         signal.signal(signal.SIGHUP, lambda *_: None)
     from .app import create_app
     from .chassis import Service, run
+{%- if cookiecutter.tracing == "opentelemetry" %}
+    from .chassis.tracing import start_tracing
+{%- endif %}
     from .config import Config
     from .services import NON_CRITICAL, register_services
 
-    service = Service("{{ cookiecutter.project_slug }}", Config, register_services, create_app, NON_CRITICAL)
+    service = Service(
+        "{{ cookiecutter.project_slug }}",
+        Config,
+        register_services,
+        create_app,
+        NON_CRITICAL,
+{%- if cookiecutter.tracing == "opentelemetry" %}
+        tracing=start_tracing,
+{%- endif %}
+    )
     sys.exit(run(service, sys.argv[1:], os.environ))
 
 

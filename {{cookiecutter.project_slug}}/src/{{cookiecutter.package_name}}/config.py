@@ -3,6 +3,9 @@
 import environ
 
 from .chassis import Secret, Settings, integer, secret
+{%- if cookiecutter.http_client == "httpx2" %}
+from .chassis.outgoing import OutgoingSettings
+{%- endif %}
 
 
 @environ.config(frozen=True)
@@ -14,3 +17,6 @@ class Greeting:
 @environ.config(prefix="APP", frozen=True)
 class Config(Settings):
     greeting: Greeting = environ.group(Greeting)
+{%- if cookiecutter.http_client == "httpx2" %}
+    outgoing: OutgoingSettings = environ.group(OutgoingSettings)
+{%- endif %}

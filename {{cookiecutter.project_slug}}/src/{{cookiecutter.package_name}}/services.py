@@ -4,6 +4,9 @@ from datetime import UTC, datetime
 
 import svcs
 
+{% if cookiecutter.http_client == "httpx2" -%}
+from .chassis.outgoing import register_http_client
+{% endif -%}
 from .config import Config
 
 # While the ping of a service fails, this instance is not ready, unless the service is listed here. List what all
@@ -27,3 +30,7 @@ class Clock:
 def register_services(registry: svcs.Registry, config: Config) -> None:
     """Say how each service is made, and how one checks that it works."""
     registry.register_value(Clock, Clock(), ping=Clock.ping)
+{%- if cookiecutter.http_client == "httpx2" %}
+    # Ask the container for HttpClient, and use it as httpx2 documents it.
+    register_http_client(registry, config.outgoing)
+{%- endif %}

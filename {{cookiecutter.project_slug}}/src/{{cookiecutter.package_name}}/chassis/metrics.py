@@ -56,12 +56,14 @@ class Metrics:
         """Count what was refused, for one of the reasons above."""
         self.refused.labels(reason).inc()
 
-    def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count one request that took *seconds*."""
+    def observe_request(
+        self, method: str, route: str, status: int, seconds: float, exemplar: Mapping[str, str] | None = None
+    ) -> None:
+        """Count one request that took *seconds*; *exemplar* holds the ids of its span, if that is sent."""
         key = method if method in METHODS else "_OTHER", route, status
         if (child := self._children.get(key)) is None:
             child = self._children[key] = self._durations.labels(*key)
-        child.observe(seconds)
+        child.observe(seconds, dict(exemplar) if exemplar else None)
 
     def expose(self, accept: str) -> tuple[bytes, str] | None:
         """Return all metrics in the format that *accept* asks for, and its content type; None if a collector hangs.

@@ -57,7 +57,7 @@ def serve(service: Service, env: Mapping[str, str]) -> int:
         loop = runner.get_loop()
         lifecycle.install(loop)
         lifecycle.keep_from_children(lambda: [sock for sockets in listeners for sock in sockets])
-        main = loop.create_task(_serve(service, loaded, lifecycle, Notifier(env), *listeners))
+        main = loop.create_task(_serve(service, loaded, lifecycle, env, *listeners))
         status = _run_to_its_end(loop, main, lifecycle)
         lifecycle.advance(State.STOPPED)
         if status != 0:
@@ -93,12 +93,13 @@ async def _serve(
     service: Service,
     loaded: LoadedConfig[Settings],
     lifecycle: Lifecycle,
-    notifier: Notifier,
+    env: Mapping[str, str],
     http: list[socket.socket],
     operations: list[socket.socket],
 ) -> int:
     config, version = loaded.config, importlib.metadata.version(service.name)
-    event_loop, requests = EventLoop(), RequestsInFlight()
+    event_loop, requests, notifier = EventLoop(), RequestsInFlight(), Notifier(env)
+    tracing = service.tracing(service.name, version, env) if service.tracing is not None else None
     lifecycle.requests = lambda: len(requests)
     build = {"name": service.name, "version": version, "revision": config.build.revision or ""}
     metrics = Metrics(build, lambda: len(requests), lambda: logs.output().lost)
@@ -127,7 +128,7 @@ async def _serve(
     app = service.create_app(config, registry)
     use_problems(app)
     _warn_of_websockets(app)
-    middleware = Middleware(app, lifecycle, health, metrics, requests, config.http.max_body, service.limits)
+    middleware = Middleware(app, lifecycle, health, metrics, requests, config.http.max_body, service.limits, tracing)
     status = await _until_stopped(Server(middleware, config), http, lifecycle)
     for task in tasks:
         task.cancel()
@@ -138,6 +139,8 @@ async def _serve(
     except TimeoutError:
         log.error("closing timed out", hint="a service that was registered with on_registry_close did not close")
         status = 1
+    if tracing is not None:
+        await tracing.close(lifecycle.time_left_s)
     return status
 
 

@@ -1,11 +1,21 @@
 """What a service hands over to the chassis, and the limits that it may change."""
 
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Protocol
 
 import attrs
 import svcs
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
+
+# Ends a span, given the response's status and the route; returns the ids of a span that is sent, for an exemplar.
+EndSpan = Callable[[int, str | None], Mapping[str, str] | None]
+
+
+class Tracing(Protocol):
+    """What makes a span of each request."""
+
+    def begin(self, scope: Scope, ids: dict[str, str]) -> EndSpan | None: ...
+    async def close(self, timeout_s: float) -> None: ...
 
 
 @attrs.frozen
@@ -37,6 +47,7 @@ class Service:
         create_app: Makes its ASGI application, given the configuration and the registry.
         non_critical: The services whose failing ping does not make an instance unready.
         limits: What a client may take, beyond what the settings say.
+        tracing: Starts to make spans, given name, version and environment, if there are to be any.
     """
 
     name: str
@@ -45,3 +56,4 @@ class Service:
     create_app: Callable[[Any, svcs.Registry], ASGIApp]
     non_critical: Collection[type] = ()
     limits: Limits = attrs.field(factory=Limits)
+    tracing: Callable[[str, str, Mapping[str, str]], Tracing | None] | None = None

@@ -21,10 +21,10 @@ from ..health import Health
 from ..lifecycle import Lifecycle, State
 from ..logs import REQUEST, get_logger, log_request
 from ..metrics import METHODS, Metrics
-from ..service import Limits
+from ..service import EndSpan, Limits, Tracing
 from .body import RequestBody
 from .lifespan import run_lifespan
-from .requests import RequestsInFlight, route_template, spell
+from .requests import SCOPE, RequestsInFlight, route_template, spell
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._~:=+/@-]{1,128}")
 # https://www.w3.org/TR/trace-context/#traceparent-header
@@ -53,6 +53,7 @@ class Middleware:
     requests: RequestsInFlight
     max_body: int
     limits: Limits
+    tracing: Tracing | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -67,6 +68,7 @@ class Exchange:
 
     status = 0
     _body: RequestBody | None = None
+    _end_span: EndSpan | None = None
     _is_finished = False
     # Whether what the application sends is thrown away.
     _is_dropped = False
@@ -146,7 +148,10 @@ class Exchange:
             self._own_headers.append((b"traceparent", traceparent))
             self._ids["trace_id"], self._ids["span_id"] = match[1].decode(), match[2].decode()
         REQUEST.set(self._ids)
+        SCOPE.set(self.scope)
         own = self.middleware
+        if own.tracing is not None:
+            self._end_span = own.tracing.begin(self.scope, self._ids)
         if length >= 0:
             most, limits, count = own.max_body, own.limits, own.metrics.count_refusal
             self._body = RequestBody(self._receive, self.scope, length, most, limits, count)
@@ -228,8 +233,9 @@ class Exchange:
         duration_s = time.perf_counter() - self.began
         method, status = scope.get("method", "GET"), self.status or CLIENT_CLOSED_REQUEST
         middleware.requests.remove(scope, self, status, duration_s)
+        exemplar = self._end_span(status, route) if self._end_span is not None else None
         if scope["type"] == "http":
-            middleware.metrics.observe_request(method, route or "", status, duration_s)
+            middleware.metrics.observe_request(method, route or "", status, duration_s, exemplar)
         fields = {
             "method": method,
             "path": scope["raw_path"].decode("ascii", "backslashreplace"),

@@ -1,6 +1,7 @@
 """The requests in flight, the slowest of late, and the template of the route that took a request."""
 
 import asyncio
+import contextvars
 import functools
 import heapq
 import ipaddress
@@ -14,6 +15,9 @@ from starlette.routing import BaseRoute, Mount, WebSocketRoute
 from starlette.types import Scope
 
 from ..stacks import await_chain, where
+
+# The request at hand, for what passes its trace on.
+SCOPE: contextvars.ContextVar[Scope] = contextvars.ContextVar("scope")
 
 
 class Exchange(Protocol):

@@ -1,0 +1,61 @@
+"""A service that calls another one, with traces if the environment says where they go to.
+
+``/call/{method}`` calls what UPSTREAM names in the environment, and answers what that has answered.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import environ
+import svcs
+from my_service.chassis import Service, Settings, get_logger, run
+from my_service.chassis.outgoing import HttpClient, OutgoingSettings, register_http_client
+from my_service.chassis.tracing import start_tracing
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+log = get_logger("caller")
+
+
+@environ.config(prefix="APP", frozen=True)
+class Config(Settings):
+    outgoing: OutgoingSettings = environ.group(OutgoingSettings)
+
+
+def register(registry: svcs.Registry, config: Config) -> None:
+    register_http_client(registry, config.outgoing)
+
+
+def create_app(config: Config, registry: svcs.Registry) -> Starlette:
+    async def call(request: Request) -> Response:
+        log.info("calling")
+        async with svcs.Container(registry) as services:
+            client = await services.aget(HttpClient)
+        url = f"{os.environ['UPSTREAM']}/leaf/{request.path_params['kind']}?key=canary-query"
+        answer = await client.request(request.method, url)
+        return Response(answer.content, answer.status_code)
+
+    async def leaf(request: Request) -> Response:
+        log.info("called")
+        if request.path_params["kind"] == "error":
+            raise RuntimeError("as asked")
+        names = ("traceparent", "tracestate", "x-request-id", "cookie")
+        seen = " ".join(f"{name}={request.headers[name]}" for name in names if name in request.headers)
+        return PlainTextResponse(seen, headers={"Set-Cookie": "session=canary-cookie"})
+
+    methods = ["GET", "POST", "PUT"]
+    return Starlette(
+        routes=[Route("/call/{kind}", call, methods=methods), Route("/leaf/{kind}", leaf, methods=methods)]
+    )
+
+
+def service() -> Service:
+    return Service("my-service", Config, register, create_app, tracing=start_tracing)
+
+
+if __name__ == "__main__":
+    sys.exit(run(service(), sys.argv[1:], os.environ))

@@ -1,0 +1,128 @@
+"""Calls to a service in trouble: bounded, repeated only where they may be, and never a storm."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from kit.project import Project, Renders
+from kit.service import Answer, Asking, Service, free_port, wait_for
+from kit.upstream import Upstream, running_upstream
+from kit.world import World
+
+pytestmark = pytest.mark.slow
+
+APP = "traced.caller"
+# The host of the upstream has saved ten retries at the start, and gets one more for ten calls.
+SAVED, EARNED = 10, 0.1
+
+
+@pytest.fixture(scope="module")
+def traced(renders: Renders) -> Project:
+    return renders.with_environment(tracing="opentelemetry", http_client="httpx2", deploy_to="systemd")
+
+
+@pytest.fixture(scope="module")
+def world(traced: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with World(traced, tmp_path_factory.mktemp("outgoing")) as world:
+        yield world
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    with running_upstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture
+def caller(world: World, upstream: Upstream) -> Service:
+    quick: dict[str, Any] = {"APP_OUTGOING_READ": "0.5", "APP_OUTGOING_TIMEOUT": "2"}
+    return world.start(APP, UPSTREAM=upstream.url, **quick).ready()
+
+
+def retries(service: Service, made: bool = True) -> float:
+    label = f'http_client_retries_total{{made="{str(made).lower()}",server_address="127.0.0.1"}}'
+    return service.series().get(label, 0)
+
+
+def failure(answer: Answer) -> tuple[int, str]:
+    assert answer.headers["content-type"] == "application/problem+json", answer
+    return answer.status, answer.json()["detail"]
+
+
+def test_a_third_that_fails_is_repeated_counted_and_hardly_seen(caller: Service, upstream: Upstream) -> None:
+    upstream.mode = "third"
+    statuses = Counter(caller.status(f"/call/{number}") for number in range(18))
+    assert statuses == {200: 18}
+    assert upstream.asked["GET"] == 18 + retries(caller) == 26
+    counted = {
+        labels["error_type"]: value
+        for name, value in caller.series().items()
+        if name.startswith("http_client_request_duration_seconds_count")
+        for labels in [dict(re.findall(r'(\w+)="([^"]*)"', name))]
+        if labels["http_request_method"] == "GET" and labels["server_address"] == "127.0.0.1"
+        if labels["server_port"] == str(upstream.server.server_port)
+        if labels["http_response_status_code"] == (labels["error_type"] or "200")
+    }
+    assert counted == {"": 18, "500": 8}
+    assert "canary" not in caller.said()
+
+
+def test_a_post_is_never_repeated_and_a_put_is(caller: Service, upstream: Upstream) -> None:
+    upstream.mode = "fail"
+    assert failure(caller.ask("/call/x", method="POST")) == (502, "Another service answered 500.")
+    assert failure(caller.ask("/call/x", method="PUT")) == (502, "Another service answered 500.")
+    upstream.mode = "reset"
+    assert failure(caller.ask("/call/x", method="POST")) == (502, "Another service did not answer.")
+    assert upstream.asked == {"POST": 2, "PUT": 3}
+
+
+def test_an_outage_becomes_no_storm(caller: Service, upstream: Upstream) -> None:
+    upstream.mode = "fail"
+    connection = caller.connect()
+    calls = 100
+    statuses = Counter(caller.ask(f"/call/{number}", on=connection).status for number in range(calls))
+    assert statuses == {502: calls}
+    assert SAVED <= retries(caller) <= SAVED + calls * EARNED
+    assert upstream.asked["GET"] == calls + retries(caller)
+    assert retries(caller, made=False) > 0
+    upstream.mode = "answer"
+    assert caller.status("/call/again") == 200
+
+
+def test_a_refused_and_a_reset_connection_are_502(world: World, caller: Service, upstream: Upstream) -> None:
+    upstream.mode = "reset"
+    assert failure(caller.ask("/call/x")) == (502, "Another service did not answer.")
+    assert upstream.asked["GET"] == 3
+    assert caller.line("upstream failed")["server"] == "127.0.0.1"
+    refused = world.start(APP, UPSTREAM=f"http://127.0.0.1:{free_port()}").ready()
+    assert failure(refused.ask("/call/x")) == (502, "Another service did not answer.")
+    assert refused.line("upstream failed")["error"] == "ConnectError"
+    assert retries(refused) == 2
+
+
+def test_slow_answers_are_504_and_none_hangs_in_the_drain(caller: Service, upstream: Upstream) -> None:
+    upstream.mode = "hang"
+    asked = [Asking(caller, f"/call/{number}") for number in range(30)]
+    wait_for(lambda: upstream.asked.total() >= 30, "the calls")
+    assert caller.stop() == 0, caller.said()
+    for one in asked:
+        one.join(30)
+        assert one.answer is not None, "a request without an answer"
+        assert failure(one.answer) == (504, "Another service did not answer.")
+    assert max(line["duration_ms"] for line in caller.lines("request")) < 10_000
+    assert upstream.asked.total() <= 30 + SAVED + 30 * EARNED
+    assert not caller.lines("requests cut off")
+
+
+def test_what_a_client_did_wrong_is_the_callers_to_judge_and_cookies_are_not_kept(
+    world: World, caller: Service, upstream: Upstream
+) -> None:
+    upstream.mode = "missing"
+    assert caller.ask("/call/x").body == b"ok"
+    assert caller.status("/call/x") == 404
+    assert retries(caller) == 0
+    other = world.start(APP, UPSTREAM=f"http://127.0.0.1:{caller.port()}").ready()
+    for _ in range(2):
+        assert "cookie=" not in other.ask("/call/x").text
