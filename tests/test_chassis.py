@@ -32,6 +32,7 @@ ONCE = (
     "secrets",
     "stalls",
     "systemd",
+    "workers",
 )
 
 

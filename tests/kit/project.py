@@ -41,6 +41,7 @@ COMBINATIONS: Mapping[str, Mapping[str, str]] = {
         "project_description": "\"quoted\" 'it' \\n \\u0041 \\ $HOME `id` %s {0} }} #: - & @ 🚀 Ω */ --> é\\",
         "web_framework": "fastapi",
         "deploy_to": "swarm",
+        "tracing": "opentelemetry",
     },
     "longest": {
         "project_name": "Ж" * 80,
@@ -49,6 +50,8 @@ COMBINATIONS: Mapping[str, Mapping[str, str]] = {
         "package_name": "a_package_with_the_longest_name_there_is",
         "github_owner": "an-organisation-with-the-longest-name-0",
         "deploy_to": "systemd",
+        "tracing": "opentelemetry",
+        "http_client": "httpx2",
     },
 }
 # What a service itself has no use for.

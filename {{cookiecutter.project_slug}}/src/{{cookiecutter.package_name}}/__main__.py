@@ -18,6 +18,7 @@ def main() -> None:
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         # A reload must not end what has not started yet; under nohup(1) the signal stays ignored.
         signal.signal(signal.SIGHUP, lambda *_: None)
+    from . import services
     from .app import create_app
     from .chassis import Service, run
 {%- if cookiecutter.tracing == "opentelemetry" %}
@@ -32,6 +33,7 @@ def main() -> None:
         register_services,
         create_app,
         NON_CRITICAL,
+        workers=getattr(services, "WORKERS", {}),
 {%- if cookiecutter.tracing == "opentelemetry" %}
         tracing=start_tracing,
 {%- endif %}

@@ -11,6 +11,7 @@ from .lifecycle import Lifecycle
 from .logs import get_logger
 from .secrets import Secret
 from .service import Limits, Service
+from .workers import Worker
 
 __all__ = [
     "ChassisError",
@@ -22,6 +23,7 @@ __all__ = [
     "SecretNotSetError",
     "Service",
     "Settings",
+    "Worker",
     "boolean",
     "choice",
     "get_logger",

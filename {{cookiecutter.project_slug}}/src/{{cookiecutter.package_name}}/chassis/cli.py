@@ -1,4 +1,4 @@
-"""The command line: serve, check, config."""
+"""The command line: serve, worker, check, config."""
 
 import argparse
 import importlib.metadata
@@ -21,6 +21,9 @@ def run(service: Service, arguments: Sequence[str], env: Mapping[str, str]) -> i
     parser.add_argument("--version", action="version", version=importlib.metadata.version(name))
     commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
     commands.add_parser("serve", help="answer requests until a signal asks to stop (the default)")
+    if service.workers:
+        worker = commands.add_parser("worker", help="run a worker, without requests, until a signal asks to stop")
+        worker.add_argument("name", choices=service.workers, metavar="NAME", help=", ".join(service.workers))
     commands.add_parser("check", help="check configuration and secrets, and print every problem")
     config = commands.add_parser("config", help="show every setting")
     config.add_argument("--format", choices=FORMATS, default="text", metavar="FORMAT", help=", ".join(FORMATS))
@@ -33,7 +36,7 @@ def run(service: Service, arguments: Sequence[str], env: Mapping[str, str]) -> i
         return check(service, env)
     if chosen.command == "config":
         return show(service, env, chosen.format, chosen.current, chosen.output, chosen.force)
-    return serve(service, env)
+    return serve(service, env, chosen.name if chosen.command == "worker" else "")
 
 
 def check(service: Service, env: Mapping[str, str]) -> int:

@@ -62,6 +62,8 @@ class Lifecycle:
         self.status: int | None = None
         # How many requests are in flight, for the last line of a stop that takes too long.
         self.requests: Callable[[], int] = int
+        # Which worker makes no progress, if one does not.
+        self.stuck: Callable[[], str | None] = lambda: None
         self._observers: list[Callable[[State], None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._signalled = False

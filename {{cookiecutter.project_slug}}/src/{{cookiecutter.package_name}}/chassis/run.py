@@ -27,12 +27,13 @@ from .metrics import Metrics
 from .output import ensure_standard_streams
 from .service import Service
 from .systemd import Notifier
+from .workers import Workers
 
 log = logs.get_logger("service")
 
 
-def serve(service: Service, env: Mapping[str, str]) -> int:
-    """Serve until a signal asks to stop; return the exit status."""
+def serve(service: Service, env: Mapping[str, str], worker: str = "") -> int:
+    """Serve, or run *worker* alone, until a signal asks to stop; return the exit status."""
     ensure_standard_streams()
     logs.configure("info", env.get("APP_LOG_FORMAT", "auto").lower())
     try:
@@ -46,7 +47,7 @@ def serve(service: Service, env: Mapping[str, str]) -> int:
     listeners: list[list[socket.socket]] = []
     for purpose, at in (("HTTP", config.http), ("ADMIN", config.admin)):
         try:
-            listeners.append(listen(at.host, at.port))
+            listeners.append([] if worker and at is config.http else listen(at.host, at.port))
         except OSError as error:
             in_use = error.errno == errno.EADDRINUSE
             setting = f"APP_{purpose}_{'PORT' if in_use or error.errno == errno.EACCES else 'HOST'}"
@@ -57,7 +58,7 @@ def serve(service: Service, env: Mapping[str, str]) -> int:
         loop = runner.get_loop()
         lifecycle.install(loop)
         lifecycle.keep_from_children(lambda: [sock for sockets in listeners for sock in sockets])
-        main = loop.create_task(_serve(service, loaded, lifecycle, env, *listeners))
+        main = loop.create_task(_serve(service, loaded, lifecycle, env, worker, *listeners))
         status = _run_to_its_end(loop, main, lifecycle)
         lifecycle.advance(State.STOPPED)
         if status != 0:
@@ -94,6 +95,7 @@ async def _serve(
     loaded: LoadedConfig[Settings],
     lifecycle: Lifecycle,
     env: Mapping[str, str],
+    worker: str,
     http: list[socket.socket],
     operations: list[socket.socket],
 ) -> int:
@@ -119,17 +121,24 @@ async def _serve(
         asyncio.create_task(event_loop.run(*observers)),
         asyncio.create_task(secrets.watch(loaded.secrets, config.secrets.refresh, lifecycle.hangup, fixed)),
     ]
-    addresses = {"http": _address(http[0]), "admin": _address(operations[0])}
+    addresses = {"http": _address(http[0]) if http else None, "admin": _address(operations[0])}
     log.info("listening", name=service.name, version=version, **addresses, python=platform.python_version())
     registry = svcs.Registry()
     registry.register_value(Lifecycle, lifecycle, enter=False)
     service.register(registry, config)
+    workers = Workers(service.workers, worker, lifecycle, registry, config)
     health.watch(registry)
-    app = service.create_app(config, registry)
-    use_problems(app)
-    _warn_of_websockets(app)
-    middleware = Middleware(app, lifecycle, health, metrics, requests, config.http.max_body, service.limits, tracing)
-    status = await _until_stopped(Server(middleware, config), http, lifecycle)
+    if not worker:
+        app = service.create_app(config, registry)
+        use_problems(app)
+        _warn_of_websockets(app)
+        own = (lifecycle, health, metrics, requests, config.http.max_body, service.limits, tracing)
+        status = await _until_stopped(Server(Middleware(app, *own), config), http, lifecycle)
+    else:
+        lifecycle.advance(State.READY)
+        log.info("ready", after_s=round(lifecycle.uptime, 3), worker=worker)
+        status = int(not await lifecycle.draining.wait())
+    status = max(status, await workers.stop())
     for task in tasks:
         task.cancel()
     watchdog.stop()

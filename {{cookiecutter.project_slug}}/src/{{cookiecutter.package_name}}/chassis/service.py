@@ -7,6 +7,8 @@ import attrs
 import svcs
 from starlette.types import ASGIApp, Scope
 
+from .workers import Worker
+
 # Ends a span, given the response's status and the route; returns the ids of a span that is sent, for an exemplar.
 EndSpan = Callable[[int, str | None], Mapping[str, str] | None]
 
@@ -47,6 +49,7 @@ class Service:
         create_app: Makes its ASGI application, given the configuration and the registry.
         non_critical: The services whose failing ping does not make an instance unready.
         limits: What a client may take, beyond what the settings say.
+        workers: Its workers by name: work that no request waits for.
         tracing: Starts to make spans, given name, version and environment, if there are to be any.
     """
 
@@ -56,4 +59,5 @@ class Service:
     create_app: Callable[[Any, svcs.Registry], ASGIApp]
     non_critical: Collection[type] = ()
     limits: Limits = attrs.field(factory=Limits)
+    workers: Mapping[str, type[Worker]] = attrs.field(factory=dict)
     tracing: Callable[[str, str, Mapping[str, str]], Tracing | None] | None = None

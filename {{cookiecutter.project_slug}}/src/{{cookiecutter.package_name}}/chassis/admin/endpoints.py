@@ -107,7 +107,8 @@ class Admin:
             return reply("stopped", 503)
         late_s, place = self.event_loop.stalled(), self.event_loop.stuck_at(self.settings.health.stall_limit)
         if place is None:
-            return "healthy"
+            stuck = self.lifecycle.stuck()
+            return "healthy" if stuck is None else reply(stuck, 503)
         return reply(f"no progress of the event loop for {late_s:.1f} s; it is at\n{place}", 503)
 
     def ready(self, request: Request) -> Response:

@@ -1,0 +1,69 @@
+"""A service with workers: a file in the folder WORK is an item, and its name says what becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import svcs
+from my_service.chassis import Service, Settings, Worker, get_logger, run
+from starlette.applications import Starlette
+
+log = get_logger("working")
+
+
+class Eater(Worker):
+    """Eats the files of a folder, alone."""
+
+    stall_limit_s = 2.0
+    folder = Path(os.environ["WORK"])
+
+    async def run(self) -> None:
+        while not self.stopping:
+            if not (names := sorted(path.name for path in self.folder.iterdir())):
+                await self.rest(0.02)
+            for name in names[:1]:
+                with self.item():
+                    await self.eat(name)
+        log.info("ate all it could")
+
+    async def eat(self, name: str) -> None:
+        kind = name.partition("-")[2]
+        if kind == "poison":
+            (self.folder / name).unlink()
+            raise RuntimeError("this was poison")
+        if kind == "bone":
+            await asyncio.Event().wait()
+        if kind == "slow":
+            log.info("eats slowly")
+            await asyncio.sleep(1)
+        (self.folder / name).unlink()
+        log.info("ate", name=name)
+
+
+class Guest(Eater):
+    """The same, beside the requests."""
+
+    beside_requests = True
+
+
+class Snack(Worker):
+    """Ends by itself."""
+
+    async def run(self) -> None:
+        log.info("ate a snack")
+
+
+def service() -> Service:
+    workers: dict[str, type[Worker]] = {"eater": Eater, "guest": Guest, "snack": Snack}
+    non_critical = [Guest] if "FORGIVING" in os.environ else []
+    return Service("my-service", Settings, register, lambda *_: Starlette(), non_critical, workers=workers)
+
+
+def register(registry: svcs.Registry, config: Settings) -> None: ...
+
+
+if __name__ == "__main__":
+    sys.exit(run(service(), sys.argv[1:], os.environ))
