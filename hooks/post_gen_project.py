@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 # Files that belong to one answer have a condition in their names; the folders of the others are left, empty.
-FOLDERS_OF_ANSWERS = ("deploy",)
+FOLDERS_OF_ANSWERS = ("deploy", "src/{{ cookiecutter.package_name }}/migrations")
 # An archive of the template has lost which files may be run.
 PROGRAMS = ("deploy/systemd/rolling-restart",)
 

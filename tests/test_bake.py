@@ -7,6 +7,12 @@ from typing import Any
 from kit.parsing import check_parses
 from kit.project import TARGETS, Project, Renders
 
+# The modules of the chassis that an answer adds.
+ADDED = {
+    ("database", "postgresql"): ("migrate.py", "postgres.py", "schema.py"),
+    ("http_client", "httpx2"): ("outgoing.py",),
+    ("tracing", "opentelemetry"): ("otlp.py", "tracing.py"),
+}
 # Expressions of others: GitHub's, and the Go templates that consul-template, Prometheus and Docker read.
 FOREIGN = {
     ".github": re.compile(r"\$\{\{.*?\}\}"),
@@ -63,6 +69,10 @@ def test_the_chassis_is_the_same_whatever_is_answered(project: Project, renders:
         path.relative_to(usual_src) for path in usual_src.rglob("*.*") if "__pycache__" not in path.parts
     ]
     assert len(names) > 20
+    # An answer may add whole modules, and change none.
+    added = {path.name for path in src.rglob("*.py")} - {path.name for path in usual_src.rglob("*.py")}
+    wanted = {name for answer, names in ADDED.items() if answer in project.answers.items() for name in names}
+    assert added == wanted
     for name in names:
         text = (src / name).read_text(encoding="utf-8").replace(project.package, usual.package)
         assert text == (usual_src / name).read_text(encoding="utf-8"), name

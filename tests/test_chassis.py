@@ -24,6 +24,7 @@ ONCE = (
     "admin",
     "checks",
     "cli",
+    "commands",
     "config",
     "formats",
     "health",

@@ -35,7 +35,7 @@ COMPOSE = """services:
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[int]:
-    with postgres("app", "for tests alone") as port:
+    with postgres("for tests alone") as port:
         yield port
 
 

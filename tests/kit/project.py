@@ -29,13 +29,15 @@ COMMAND_SECONDS = 900
 FRAMEWORKS = ("starlette", "fastapi")
 TARGETS = ("kubernetes", "swarm", "systemd")
 # Questions with a list of choices; any other answer is free text.
-CHOICES = ("web_framework", "deploy_to", "tracing", "http_client")
+CHOICES = ("web_framework", "deploy_to", "tracing", "http_client", "database")
 COMBINATIONS: Mapping[str, Mapping[str, str]] = {
     **{
         f"{framework}-{target}": {"web_framework": framework, "deploy_to": target}
         for framework in FRAMEWORKS
         for target in TARGETS
     },
+    "postgresql": {"database": "postgresql"},
+    "fastapi-postgresql": {"web_framework": "fastapi", "deploy_to": "systemd", "database": "postgresql"},
     "hostile": {
         "project_name": """Zoë's "Größe" \\ Сервис {x} 天気 👩‍💻 ''' \"\"\" <b>&amp;</b> \\""",
         "project_description": "\"quoted\" 'it' \\n \\u0041 \\ $HOME `id` %s {0} }} #: - & @ 🚀 Ω */ --> é\\",

@@ -52,11 +52,9 @@ TOOLS: Mapping[str, Tool] = {
     "docker buildx": Tool("docker", ("buildx", "version"), why="the workflows build with it"),
     "git": Tool(ask=("--version",), lowest=(2, 28), why="git init --initial-branch"),
     "haproxy": Tool(ask=("-v",), lowest=(2, 6), why="what docs/deploy-systemd.md asks for"),
+    # Debian keeps it off the PATH, so that several versions can be there.
+    "postgres": Tool(files=("usr/lib/postgresql/*/bin/postgres",)),
     "systemd-analyze": Tool(ask=("--version",), lowest=(252,), why="what docs/deploy-systemd.md asks for"),
-    **{
-        name: Tool(files=(f"usr/lib/postgresql/*/bin/{name}",))
-        for name in ("initdb", "pg_isready", "postgres")
-    },
     "libfaketime": Tool(files=("usr/lib/*/faketime/libfaketime.so.1",)),
     "systemd": Tool(files=("usr/lib/systemd/systemd", "lib/systemd/systemd")),
     "systemd's environment generator": Tool(

@@ -1,7 +1,12 @@
 """The routes, with the world outside replaced where it is registered: in the svcs registry."""
 
 import asyncio
+{%- if cookiecutter.database == "postgresql" %}
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+{%- else %}
 from collections.abc import Callable
+{%- endif %}
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,7 +17,13 @@ from starlette.testclient import TestClient
 from {{ cookiecutter.package_name }}.app import create_app
 from {{ cookiecutter.package_name }}.chassis import load
 from {{ cookiecutter.package_name }}.config import Config
+{% if cookiecutter.database == "postgresql" -%}
+from {{ cookiecutter.package_name }}.services import Clock, register_services
+
+from .chassis.postgres import PASSWORD, database, server
+{%- else -%}
 from {{ cookiecutter.package_name }}.services import Clock
+{%- endif %}
 
 Client = Callable[..., TestClient]
 
@@ -22,6 +33,43 @@ class StoppedClock(Clock):
         return datetime(2020, 5, 1, 20, tzinfo=UTC)
 
 
+{% if cookiecutter.database == "postgresql" -%}
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[Client]:
+    with ExitStack() as ends:
+
+        def make(greeting_token: str = "", **env: str) -> TestClient:
+            (tmp_path / "db_password").write_text(PASSWORD)
+            if greeting_token:
+                (tmp_path / "greeting_token").write_text(greeting_token)
+            at = {"APP_SECRETS_DIR": str(tmp_path), "APP_DB_PORT": str(server().port), "APP_DB_NAME": database()}
+            config = load(Config, {**at, **env}).config
+            registry = svcs.Registry()
+            register_services(registry, config)
+            registry.register_value(Clock, StoppedClock())
+            # Inside `with` it has one event loop for all requests, as connections to a database need.
+            client = ends.enter_context(TestClient(create_app(config, registry)))
+            assert client.portal
+            ends.callback(client.portal.call, registry.aclose)
+            return client
+
+        yield make
+
+
+def test_counts_the_visits_of_a_guest(client: Client) -> None:
+    service = client()
+    for name in ("Ada", " Ada ", "Grace"):
+        assert service.post("/greetings", json={"name": name}).status_code == 200
+    assert service.get("/guests/Ada").json()["visits"] == 2
+    assert service.get("/guests/Alan").status_code == 404
+
+
+def test_a_database_that_does_not_answer_is_a_503(client: Client) -> None:
+    answer = client(APP_DB_PORT="1").post("/greetings", json={"name": "Ada"})
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+
+
+{% else -%}
 @pytest.fixture
 def client(tmp_path: Path) -> Client:
     def make(greeting_token: str = "", **env: str) -> TestClient:
@@ -34,6 +82,7 @@ def client(tmp_path: Path) -> Client:
     return make
 
 
+{% endif -%}
 def test_greets_a_name_from_the_path(client: Client) -> None:
     assert client().get("/greetings/Ada").json() == {"text": "Good evening, Ada."}
 

@@ -25,14 +25,15 @@ def main() -> None:
     from .chassis.tracing import start_tracing
 {%- endif %}
     from .config import Config
-    from .services import NON_CRITICAL, register_services
 
     service = Service(
         "{{ cookiecutter.project_slug }}",
         Config,
-        register_services,
+        services.register_services,
         create_app,
-        NON_CRITICAL,
+        services.NON_CRITICAL,
+        # A services.py that is older than these has none.
+        commands=getattr(services, "COMMANDS", {}),
         workers=getattr(services, "WORKERS", {}),
 {%- if cookiecutter.tracing == "opentelemetry" %}
         tracing=start_tracing,

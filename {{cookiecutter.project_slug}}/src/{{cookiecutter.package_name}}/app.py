@@ -2,6 +2,9 @@
 """Routes, and nothing else: what they need is handed in, what they decide is in `domain`."""
 
 import hmac
+{%- if cookiecutter.database == "postgresql" %}
+from datetime import datetime
+{%- endif %}
 
 import msgspec
 import svcs
@@ -11,9 +14,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+{% if cookiecutter.database == "postgresql" -%}
+from .chassis.postgres import Database
+{% endif -%}
 from .config import Config
 from .domain import greet
+{% if cookiecutter.database == "postgresql" -%}
+from .services import Clock, Guests
+{%- else -%}
 from .services import Clock
+{%- endif %}
 
 
 class Guest(msgspec.Struct):
@@ -26,6 +36,15 @@ class Greeting(msgspec.Struct):
     """What is answered."""
 
     text: str
+{%- if cookiecutter.database == "postgresql" %}
+
+
+class Visits(msgspec.Struct):
+    """How often a guest was here, and when last."""
+
+    visits: int
+    last_seen: datetime
+{%- endif %}
 
 
 def create_app(config: Config, registry: svcs.Registry) -> Starlette:
@@ -41,7 +60,27 @@ def create_app(config: Config, registry: svcs.Registry) -> Starlette:
             raise HTTPException(422, str(error)) from None
         except RecursionError:
             raise HTTPException(422, "JSON is nested too deeply") from None
+{%- if cookiecutter.database == "postgresql" %}
+        response = await answer(request, guest.name)
+        async with svcs.Container(registry) as services:
+            database = await services.aget(Database)
+            # Committed before the answer is sent.
+            async with database.transaction() as session:
+                await Guests(session).add(guest.name.strip())
+        return response
+
+    async def visits(request: Request) -> Response:
+        authorise(config, request.headers.get("authorization", ""))
+        async with svcs.Container(registry) as services:
+            database = await services.aget(Database)
+            async with database.transaction() as session:
+                guest = await Guests(session).get(request.path_params["name"])
+        if guest is None:
+            raise HTTPException(404, "There was no such guest.")
+        return Response(msgspec.json.encode(Visits(guest.visits, guest.last_seen)), media_type="application/json")
+{%- else %}
         return await answer(request, guest.name)
+{%- endif %}
 
     async def answer(request: Request, name: str) -> Response:
         authorise(config, request.headers.get("authorization", ""))
@@ -57,6 +96,9 @@ def create_app(config: Config, registry: svcs.Registry) -> Starlette:
         routes=[
             Route("/greetings/{name}", greet_by_path),
             Route("/greetings", greet_by_body, methods=["POST"]),
+{%- if cookiecutter.database == "postgresql" %}
+            Route("/guests/{name}", visits),
+{%- endif %}
         ]
     )
 {%- else -%}
@@ -64,15 +106,25 @@ def create_app(config: Config, registry: svcs.Registry) -> Starlette:
 
 import hmac
 from collections.abc import AsyncGenerator
+{%- if cookiecutter.database == "postgresql" %}
+from datetime import datetime
+{%- endif %}
 from typing import Annotated
 
 import svcs
 from fastapi import Depends, FastAPI, Header, HTTPException
 from pydantic import BaseModel
 
+{% if cookiecutter.database == "postgresql" -%}
+from .chassis.postgres import Database
+{% endif -%}
 from .config import Config
 from .domain import greet
+{% if cookiecutter.database == "postgresql" -%}
+from .services import Clock, Guests
+{%- else -%}
 from .services import Clock
+{%- endif %}
 
 
 class Guest(BaseModel):
@@ -85,6 +137,15 @@ class Greeting(BaseModel):
     """What is answered."""
 
     text: str
+{%- if cookiecutter.database == "postgresql" %}
+
+
+class Visits(BaseModel):
+    """How often a guest was here, and when last."""
+
+    visits: int
+    last_seen: datetime
+{%- endif %}
 
 
 def create_app(config: Config, registry: svcs.Registry) -> FastAPI:
@@ -111,7 +172,25 @@ def create_app(config: Config, registry: svcs.Registry) -> FastAPI:
 
     @app.post("/greetings", dependencies=[Depends(authorised)])
     async def greet_by_body(guest: Guest, services: Annotated[svcs.Container, Depends(container)]) -> Greeting:
+{%- if cookiecutter.database == "postgresql" %}
+        greeting = await answer(guest.name, services)
+        database = await services.aget(Database)
+        # Committed before the answer is sent.
+        async with database.transaction() as session:
+            await Guests(session).add(guest.name.strip())
+        return greeting
+
+    @app.get("/guests/{name}", dependencies=[Depends(authorised)])
+    async def visits(name: str, services: Annotated[svcs.Container, Depends(container)]) -> Visits:
+        database = await services.aget(Database)
+        async with database.transaction() as session:
+            guest = await Guests(session).get(name)
+        if guest is None:
+            raise HTTPException(404, "There was no such guest.")
+        return Visits(visits=guest.visits, last_seen=guest.last_seen)
+{%- else %}
         return await answer(guest.name, services)
+{%- endif %}
 
     return app
 {%- endif %}

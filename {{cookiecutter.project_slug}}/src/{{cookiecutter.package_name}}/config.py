@@ -6,6 +6,9 @@ from .chassis import Secret, Settings, integer, secret
 {%- if cookiecutter.http_client == "httpx2" %}
 from .chassis.outgoing import OutgoingSettings
 {%- endif %}
+{%- if cookiecutter.database == "postgresql" %}
+from .chassis.postgres import PostgresSettings
+{%- endif %}
 
 
 @environ.config(frozen=True)
@@ -19,4 +22,7 @@ class Config(Settings):
     greeting: Greeting = environ.group(Greeting)
 {%- if cookiecutter.http_client == "httpx2" %}
     outgoing: OutgoingSettings = environ.group(OutgoingSettings)
+{%- endif %}
+{%- if cookiecutter.database == "postgresql" %}
+    db: PostgresSettings = environ.group(PostgresSettings)
 {%- endif %}

@@ -1,17 +1,45 @@
 """What this service talks to: the outside world, each part behind a small class, made and pinged through svcs."""
 
 from datetime import UTC, datetime
+{%- if cookiecutter.database == "postgresql" %}
+from pathlib import Path
+{%- endif %}
 
 import svcs
+{%- if cookiecutter.database == "postgresql" %}
+from sqlalchemy import func
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+{%- endif %}
 
-{% if cookiecutter.http_client == "httpx2" -%}
+from .chassis import Command
+{%- if cookiecutter.database == "postgresql" %}
+from .chassis.migrate import MIGRATE
+{%- endif %}
+{%- if cookiecutter.http_client == "httpx2" %}
 from .chassis.outgoing import register_http_client
-{% endif -%}
+{%- endif %}
+{%- if cookiecutter.database == "postgresql" %}
+from .chassis.postgres import Database
+{%- endif %}
 from .config import Config
+{%- if cookiecutter.database == "postgresql" %}
+from .models import Guest
+{%- endif %}
 
 # While the ping of a service fails, this instance is not ready, unless the service is listed here. List what all
 # instances share: if it is down, no instance would be ready, and an answer without it is better than none.
 NON_CRITICAL: frozenset[type] = frozenset()
+
+# Commands of this service: {{ cookiecutter.project_slug }} NAME, with the same settings, secrets, services and logs.
+{%- if cookiecutter.database == "postgresql" %}
+COMMANDS: dict[str, Command] = {"migrate": MIGRATE}
+
+# The schema that this version needs.
+MIGRATIONS = Path(__file__).with_name("migrations")
+{%- else %}
+COMMANDS: dict[str, Command] = {}
+{%- endif %}
 
 
 class Clock:
@@ -27,10 +55,33 @@ class Clock:
             raise RuntimeError(f"the clock says {self.now():%Y-%m-%d}")
 
 
+{% if cookiecutter.database == "postgresql" -%}
+class Guests:
+    """Who was greeted; one for each transaction."""
+
+    def __init__(self, session: AsyncSession) -> None:
+        self._session = session
+
+    async def add(self, name: str) -> None:
+        """Count a visit of *name*."""
+        first = insert(Guest).values(name=name, visits=1, last_seen=func.now())
+        again = {"visits": Guest.visits + 1, "last_seen": func.now()}
+        await self._session.execute(first.on_conflict_do_update(index_elements=[Guest.name], set_=again))
+
+    async def get(self, name: str) -> Guest | None:
+        """Return the guest *name*, if there was one."""
+        return await self._session.get(Guest, name)
+
+
+{% endif -%}
 def register_services(registry: svcs.Registry, config: Config) -> None:
     """Say how each service is made, and how one checks that it works."""
     registry.register_value(Clock, Clock(), ping=Clock.ping)
 {%- if cookiecutter.http_client == "httpx2" %}
     # Ask the container for HttpClient, and use it as httpx2 documents it.
     register_http_client(registry, config.outgoing)
+{%- endif %}
+{%- if cookiecutter.database == "postgresql" %}
+    database = Database(config.db, MIGRATIONS)
+    registry.register_value(Database, database, ping=Database.ping, on_registry_close=database.close)
 {%- endif %}

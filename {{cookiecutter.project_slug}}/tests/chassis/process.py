@@ -157,7 +157,9 @@ class Start:
         # A start is quicker with byte code.
         inherited.pop("PYTHONDONTWRITEBYTECODE", None)
         fixed = {"APP_HTTP_PORT": "0", "APP_ADMIN_PORT": "0", "APP_SECRETS_DIR": str(self.secrets)}
-        wanted = {**fixed, **ENVIRONMENT, **env}
+        # What is known only at run time, a port for example, is a function that returns it.
+        given = {name: value() if callable(value) else value for name, value in ENVIRONMENT.items()}
+        wanted = {**fixed, **given, **env}
         set_ = {name: value for name, value in wanted.items() if value is not None}
         command = in_container(IMAGE, set_) if IMAGE else (sys.executable, "-m", "{{ cookiecutter.package_name }}")
         self._started.append(Process((*command, *arguments), {**inherited, **set_}, folder))

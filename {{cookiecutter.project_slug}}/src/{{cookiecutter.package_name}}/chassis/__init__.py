@@ -10,11 +10,12 @@ from .errors import ChassisError, ConfigurationError, Problem, SecretNotSetError
 from .lifecycle import Lifecycle
 from .logs import get_logger
 from .secrets import Secret
-from .service import Limits, Service
+from .service import Command, Limits, Service
 from .workers import Worker
 
 __all__ = [
     "ChassisError",
+    "Command",
     "ConfigurationError",
     "Lifecycle",
     "Limits",

@@ -1,4 +1,4 @@
-"""The command line: serve, worker, check, config."""
+"""The command line: serve, worker, check, config, and the service's own commands."""
 
 import argparse
 import importlib.metadata
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from .commands import run_command
 from .config import describe, load
 from .config.formats import FORMATS, SettingsDocument
 from .errors import ConfigurationError, NotRepresentableError, Problem
@@ -31,11 +32,15 @@ def run(service: Service, arguments: Sequence[str], env: Mapping[str, str]) -> i
     config.add_argument("--output", type=Path, metavar="DIR", help="write files there, instead of one to stdout")
     config.add_argument("--force", action="store_true", help="replace files that exist")
     commands.add_parser("healthcheck", help="ask a running instance whether it is ready")
+    for own, command in service.commands.items():
+        command.add_arguments(commands.add_parser(own, help=command.help, description=command.help))
     chosen = parser.parse_args(arguments)
     if chosen.command == "check":
         return check(service, env)
     if chosen.command == "config":
         return show(service, env, chosen.format, chosen.current, chosen.output, chosen.force)
+    if chosen.command in service.commands:
+        return run_command(service, chosen.command, chosen, env)
     return serve(service, env, chosen.name if chosen.command == "worker" else "")
 
 

@@ -64,7 +64,7 @@ class Lifecycle:
         self.requests: Callable[[], int] = int
         # Which worker makes no progress, if one does not.
         self.stuck: Callable[[], str | None] = lambda: None
-        self._observers: list[Callable[[State], None]] = []
+        self._observers: list[Callable[[State], object]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._signalled = False
         self._deadline = math.inf
@@ -83,7 +83,7 @@ class Lifecycle:
         """Seconds that a stop may still take, less a moment to say what did not end in time."""
         return max(0.0, self._deadline - time.monotonic() - 0.1)
 
-    def observe(self, callback: Callable[[State], None]) -> None:
+    def observe(self, callback: Callable[[State], object]) -> None:
         """Call *callback* with each new state, in the event loop."""
         self._observers.append(callback)
 

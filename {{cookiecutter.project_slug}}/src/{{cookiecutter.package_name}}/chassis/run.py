@@ -34,16 +34,10 @@ log = logs.get_logger("service")
 
 def serve(service: Service, env: Mapping[str, str], worker: str = "") -> int:
     """Serve, or run *worker* alone, until a signal asks to stop; return the exit status."""
-    ensure_standard_streams()
-    logs.configure("info", env.get("APP_LOG_FORMAT", "auto").lower())
-    try:
-        loaded = load(service.config, env)
-    except ConfigurationError as error:
-        _log_problems(error.problems, error.warnings)
+    loaded = prepare(service, env)
+    if loaded is None:
         return os.EX_CONFIG
     config = loaded.config
-    logs.configure(config.log.level, config.log.format, config.log.levels)
-    _log_problems([], loaded.warnings)
     listeners: list[list[socket.socket]] = []
     for purpose, at in (("HTTP", config.http), ("ADMIN", config.admin)):
         try:
@@ -67,6 +61,20 @@ def serve(service: Service, env: Mapping[str, str], worker: str = "") -> int:
             exit_now(status)
     log.info("stopped", status=status)
     return status
+
+
+def prepare(service: Service, env: Mapping[str, str]) -> LoadedConfig[Any] | None:
+    """Load the configuration and begin to log as it says; return None, with all problems logged, if it is wrong."""
+    ensure_standard_streams()
+    logs.configure("info", env.get("APP_LOG_FORMAT", "auto").lower())
+    try:
+        loaded = load(service.config, env)
+    except ConfigurationError as error:
+        _log_problems(error.problems, error.warnings)
+        return None
+    logs.configure(loaded.config.log.level, loaded.config.log.format, loaded.config.log.levels)
+    _log_problems([], loaded.warnings)
+    return loaded
 
 
 def _run_to_its_end(loop: asyncio.AbstractEventLoop, main: asyncio.Task[int], lifecycle: Lifecycle) -> int:

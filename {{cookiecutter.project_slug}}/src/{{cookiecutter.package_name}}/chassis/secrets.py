@@ -41,6 +41,13 @@ class Secret:
             raise SecretNotSetError(f"the secret {self._name} is not set")
         return value
 
+    async def refused(self) -> bool:
+        """Read all secrets again now, because a server has refused this one; return whether it is another since."""
+        before = self.reveal()
+        if changed := (await asyncio.to_thread(self._secrets.reload))[0]:
+            log.info("secrets reloaded", secrets=changed)
+        return self.reveal() != before
+
     def __repr__(self) -> str:
         return "<secret>"
 

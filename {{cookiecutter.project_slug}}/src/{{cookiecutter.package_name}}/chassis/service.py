@@ -1,6 +1,7 @@
 """What a service hands over to the chassis, and the limits that it may change."""
 
-from collections.abc import Callable, Collection, Mapping
+from argparse import ArgumentParser, Namespace
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, Protocol
 
 import attrs
@@ -39,6 +40,21 @@ class Limits:
 
 
 @attrs.frozen
+class Command:
+    """A command of the service's own. SIGTERM cancels *run*, which then has ``APP_DRAIN_TIMEOUT`` to clean up.
+
+    Args:
+        run: Does the work, given arguments, configuration and services; it may return an exit status.
+        help: What it does, for ``--help``.
+        add_arguments: Declares its arguments.
+    """
+
+    run: Callable[[Namespace, Any, svcs.Container], Awaitable[int | None]]
+    help: str
+    add_arguments: Callable[[ArgumentParser], object] = lambda _: None
+
+
+@attrs.frozen
 class Service:
     """The parts of a service.
 
@@ -51,6 +67,7 @@ class Service:
         limits: What a client may take, beyond what the settings say.
         workers: Its workers by name: work that no request waits for.
         tracing: Starts to make spans, given name, version and environment, if there are to be any.
+        commands: Its own commands, by their names.
     """
 
     name: str
@@ -61,3 +78,4 @@ class Service:
     limits: Limits = attrs.field(factory=Limits)
     workers: Mapping[str, type[Worker]] = attrs.field(factory=dict)
     tracing: Callable[[str, str, Mapping[str, str]], Tracing | None] | None = None
+    commands: Mapping[str, Command] = attrs.field(factory=dict)

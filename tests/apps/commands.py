@@ -1,0 +1,72 @@
+"""The probe with commands of its own, for the tests of the chassis."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+import time
+from argparse import ArgumentParser, Namespace
+from typing import NoReturn
+
+import attrs
+import svcs
+from my_service.chassis import Command, Lifecycle, Service, get_logger, run
+
+from apps import probe
+
+log = get_logger("commands")
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--since", type=int, default=0, help="where to begin")
+
+
+async def reindex(arguments: Namespace, config: probe.Config, services: svcs.Container) -> int:
+    gate = await services.aget(probe.Gate)
+    password = config.probe.password.reveal()
+    log.info(
+        "reindexed", since=arguments.since, gate=gate.mode, name=config.probe.name, password=len(password)
+    )
+    return 3 if arguments.since < 0 else 0
+
+
+async def fail(arguments: Namespace, config: probe.Config, services: svcs.Container) -> NoReturn:
+    raise RuntimeError("no such index")
+
+
+async def linger(arguments: Namespace, config: probe.Config, services: svcs.Container) -> None:
+    """Work until it is cancelled, and clean up for as long as it is told."""
+    lifecycle = await services.aget(Lifecycle)
+    log.info("working", state=lifecycle.state)
+    # A thread that a library leaves behind.
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    try:
+        await asyncio.sleep(600)
+    finally:
+        log.info("cleaning up")
+        await asyncio.sleep(arguments.since)
+        log.info("cleaned up")
+
+
+async def rotate(arguments: Namespace, config: probe.Config, services: svcs.Container) -> None:
+    """Say that the password was refused until there is another one."""
+    log.info("refused")
+    while not await config.probe.password.refused():
+        await asyncio.sleep(0.05)
+    log.info("another", password=config.probe.password.reveal() == "hunter3")
+
+
+def service() -> Service:
+    commands = {
+        "reindex": Command(reindex, "index everything anew", add_arguments),
+        "fail": Command(fail, "fail"),
+        "linger": Command(linger, "work for long", add_arguments),
+        "rotate": Command(rotate, "wait for another password"),
+    }
+    return attrs.evolve(probe.service(), commands=commands)
+
+
+if __name__ == "__main__":
+    sys.exit(run(service(), sys.argv[1:], os.environ))
