@@ -1,7 +1,8 @@
 """Writes the table at the end of docs/contract.md: which tests show what the page promises.
 
-A test module says in its docstring which section it is about: ``Contract, section 7: ...``. The names of its tests are
-what they show. Without an argument, the script says whether the table is current; ``--write`` makes it so.
+A test module says in its docstring which section it is about: ``Contract, section 7: ...``. The names of its
+tests are what they show. Without an argument, the script says whether the table is current; ``--write`` makes
+it so.
 """
 
 import re
@@ -17,7 +18,7 @@ HEADING = "## Shown by\n"
 
 
 def promises() -> Iterator[tuple[int, str, str, list[str]]]:
-    """Yield the section, the promise, the file and what its tests show, for each section that a module names."""
+    """Yield section, promise, file, and what its tests show, for each section that a module names."""
     for path in sorted(path for folder in TESTS for path in folder.rglob("test_*.py")):
         text = path.read_text(encoding="utf-8")
         if about := ABOUT.match(text):
@@ -31,12 +32,14 @@ def table(sections: list[int]) -> str:
     rows = sorted(promises())
     if missing := set(sections) - {section for section, *_ in rows}:
         sys.exit(f"docs/contract.md: no test is about section {', '.join(map(str, sorted(missing)))}.")
-    lines = [f"| {section} | {promise} | `{file}`: {'; '.join(shown)} |" for section, promise, file, shown in rows]
+    lines = [
+        f"| {section} | {promise} | `{file}`: {'; '.join(shown)} |" for section, promise, file, shown in rows
+    ]
     return "\n".join(["| section | promise | tests |", "|---|---|---|", *lines]) + "\n"
 
 
-def main(arguments: list[str]) -> int:
-    """Write the table or check it; return 1 if it is not current."""
+def main(arguments: list[str]) -> None:
+    """Write the table, or exit with 1 and a hint if it is not current."""
     page = PAGE.read_text(encoding="utf-8")
     before = page.partition(HEADING)[0].rstrip() + "\n\n"
     sections = [int(number) for number in re.findall(r"^## (\d+)\.", before, re.M)]
@@ -44,10 +47,8 @@ def main(arguments: list[str]) -> int:
     if "--write" in arguments:
         PAGE.write_text(current, encoding="utf-8")
     elif page != current:
-        print("The table in docs/contract.md is not current: run scripts/promises.py --write", file=sys.stderr)
-        return 1
-    return 0
+        sys.exit("The table in docs/contract.md is not current: run scripts/promises.py --write")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])
