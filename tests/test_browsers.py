@@ -16,7 +16,7 @@ from typing import cast
 
 import pytest
 from kit.project import ROOT
-from kit.service import ENDPOINTS, T, wait_for
+from kit.service import ENDPOINTS, Service, T, wait_for
 from kit.tools import tool
 from kit.world import World
 
@@ -117,6 +117,40 @@ def test_the_page_opens_without_a_complaint_in_light_and_dark(
         corners.append(sum(first_pixel(picture)))
     assert corners[0] > 700
     assert corners[1] < 100
+
+
+@pytest.fixture(scope="module")
+def busy(world: World) -> Service:
+    """A service that has had requests for long enough to have a history."""
+    service = world.start(None).ready()
+
+    def has_history() -> bool:
+        service.ask("/greetings/you")
+        return re.search(r"<b>[1-9][\d.]*/s</b>", service.look("/")) is not None
+
+    wait_for(has_history, "a slot of the history", 60, every=0.1)
+    return service
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_has_its_history_on_a_phone_and_on_a_desk(
+    busy: Service, browser: Browser, tmp_path: Path, width: int, scheme: str
+) -> None:
+    url = f"http://127.0.0.1:{busy.port('admin')}/"
+    picture = tmp_path / "page.png"
+    scheme_option = ("--force-dark-mode",) if scheme == "dark" else ()
+    size = f"--window-size={width},1600"
+    dom, console = browser.show(*scheme_option, size, f"--screenshot={picture}", "--dump-dom", url)
+    assert console == []
+    assert picture.stat().st_size > 10_000
+    assert sum(first_pixel(picture)) > 700 if scheme == "light" else sum(first_pixel(picture)) < 100
+    for heading in ("The last ten minutes", "Slowest requests of late", "What changed of late"):
+        assert f"<h2>{heading}</h2>" in dom
+    assert "<td>/greetings/{name}</td>" in dom.replace("\n", "")
+    assert len(re.findall(r'<polyline points="[\d., -]+"', dom)) == 4, "a sparkline is empty"
+    [most] = re.findall(r"requests <b>[\d.]+/s</b> <small>at most ([\d.]+)/s", dom)
+    assert float(most) > 0
 
 
 class Site:

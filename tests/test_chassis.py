@@ -30,6 +30,7 @@ ONCE = (
     "health",
     "logs",
     "output",
+    "page",
     "secrets",
     "stalls",
     "systemd",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -101,3 +102,15 @@ def started(tmp_path_factory: pytest.TempPathFactory, app: str = "probe", **env:
     folder = tmp_path_factory.mktemp("probe")
     with Start(folder, write_secrets(folder / "secrets")) as start:
         yield start(app=app, **env).ready()
+
+
+def elsewhere() -> str | None:
+    """An address of this machine that is not loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        try:
+            # Connecting a datagram socket sends nothing; it only looks up the route.
+            asking.connect(("192.0.2.1", 9))
+        except OSError:
+            return None
+        address: str = asking.getsockname()[0]
+        return address

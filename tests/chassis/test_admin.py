@@ -25,7 +25,7 @@ from my_service.chassis.http.requests import RequestsInFlight
 from my_service.chassis.levels import LEVELS
 from starlette.responses import Response
 
-from .start import Start
+from .start import Start, elsewhere
 
 JSON = {"Content-Type": "application/json"}
 GUARDED = sorted(path for path, endpoint in ENDPOINTS.items() if endpoint.guarded)
@@ -167,18 +167,6 @@ def test_loopback_is_loopback_for_both_families(start: Start, host: str) -> None
         with contextlib.closing(connection):
             assert exchange(connection, "/-/stacks").status == 200
             assert exchange(connection, "/-/config", headers={"Host": "evil.test"}).status == 403
-
-
-def elsewhere() -> str | None:
-    """An address of this machine that is not loopback."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-        try:
-            # Connecting a datagram socket sends nothing; it only looks up the route.
-            asking.connect(("192.0.2.1", 9))
-        except OSError:
-            return None
-        address: str = asking.getsockname()[0]
-        return address
 
 
 @pytest.mark.skipif(elsewhere() is None, reason="this machine has no address but loopback")

@@ -135,6 +135,10 @@ class Health:
             return Report(state)
         return self._last if time.monotonic() - self._ended < FRESH_S else None
 
+    def was_ready(self) -> bool:
+        """Return whether requests may be sent here, by what the last run of the checks found."""
+        return self.lifecycle.state is State.READY and all(check.status != "fail" for check in self._last.checks)
+
     async def _run_checks(self) -> Report:
         services: dict[str, svcs.RegisteredService] = {}
         for service in self._registry:

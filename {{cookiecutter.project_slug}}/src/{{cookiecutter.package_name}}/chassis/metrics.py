@@ -3,16 +3,23 @@
 import platform
 import threading
 import time
+from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, wait
+from datetime import UTC, datetime
 from typing import NamedTuple
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Info, Metric
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Enum, Gauge, Histogram, Info, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily
 
+from .health import Health
+from .lifecycle import Lifecycle, State
+from .secrets import Secrets
 from .stacks import run_in_thread
 
+# The template's release that this chassis is of, and its day: each release of the template sets both.
+TEMPLATE_VERSION, TEMPLATE_RELEASED = "unreleased", datetime(2026, 11, 26, tzinfo=UTC)
 # Other methods are made up by clients; each would be a time series of its own.
 METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
 LABELS = ("http_request_method", "http_route", "http_response_status_code")
@@ -48,9 +55,22 @@ class Metrics:
         self.readiness_check = Gauge("readiness_check", "1: it passed when it ran last.", ("name",), registry=own)
         lost = "log_lines_lost", "Log lines that could not be written."
         own.register(_Collector(lambda: [CounterMetricFamily(*lost, lost_lines())]))
-        Info("app", "What runs here.", registry=own).info({**build, "python": platform.python_version()})
+        about = {**build, "python": platform.python_version(), "template": TEMPLATE_VERSION}
+        Info("app", "What runs here.", registry=own).info(about)
         self._lock = threading.Lock()
         self._collection: tuple[float, Future[list[Metric]]] | None = None
+
+    def follow(self, lifecycle: Lifecycle, health: Health, secrets: Secrets) -> None:
+        """Measure what becomes of these."""
+        states, timeout_s = [state.value for state in State], max(lifecycle.timeout_s, 1)
+        lifecycle.observe(Enum("lifecycle_state", "Where it is in its life.", states=states, registry=self._own).state)
+        for name, text, figure in (
+            ("readiness", "1: requests may be sent here, by the last run of the checks.", health.was_ready),
+            ("secrets_last_reload_successful", "0: it failed; the log says why.", lambda: not secrets.problems),
+            ("drain_time_left_ratio", "Time left / APP_DRAIN_TIMEOUT.", lambda: lifecycle.time_left_s / timeout_s),
+            ("template_release_timestamp_seconds", "When that release was made.", TEMPLATE_RELEASED.timestamp),
+        ):
+            Gauge(name, text, registry=self._own).set_function(figure)
 
     def count_refusal(self, reason: str) -> None:
         """Count what was refused, for one of the reasons above."""
@@ -64,6 +84,17 @@ class Metrics:
         if (child := self._children.get(key)) is None:
             child = self._children[key] = self._durations.labels(*key)
         child.observe(seconds, dict(exemplar) if exemplar else None)
+
+    def totals(self) -> Counts[str]:
+        """Count all requests so far but probes: the errors, and by each bound of the buckets those that kept it."""
+        counts = Counts[str]()
+        for one in (one for family in self._durations.collect() for one in family.samples):
+            is_request = one.labels["http_route"] != "/-/ready"
+            if is_request and one.name.endswith("_bucket"):
+                counts[one.labels["le"]] += int(one.value)
+            elif is_request and one.name.endswith("_count") and one.labels["http_response_status_code"] >= "500":
+                counts["errors"] += int(one.value)
+        return counts
 
     def expose(self, accept: str) -> tuple[bytes, str] | None:
         """Return all metrics in the format that *accept* asks for, and its content type; None if a collector hangs.

@@ -115,16 +115,18 @@ async def _serve(
     metrics = Metrics(build, lambda: len(requests), lambda: logs.output().lost)
     health = Health(lifecycle, event_loop, config.health.check_timeout, service.non_critical, loaded.secrets.redact)
     health.on_check = lambda check: metrics.readiness_check.labels(check.name).set(check.error is None)
+    metrics.follow(lifecycle, health, loaded.secrets)
     watchdog = Watchdog(event_loop, config.health.stall_limit, lambda: requests.running(event_loop.loop))
+    history = admin.History(metrics, lifecycle, health)
     lifecycle.observe(notifier.state)
     asyncio.get_running_loop().set_exception_handler(_count_uncaught(metrics))
     operator = admin.Admin(
-        service.name, version, config, loaded, lifecycle, event_loop, health, metrics, requests, watchdog
+        service.name, version, config, loaded, lifecycle, event_loop, health, metrics, requests, watchdog, history
     )
     for sock in operations:
         admin.serve(sock, operator)
     fixed = [value.variable for value in loaded.values if value.variable is not None]
-    observers = (metrics.lag.observe, watchdog.beat, notifier.beat, lambda _: standard_logging.restore())
+    observers = (metrics.lag.observe, watchdog.beat, notifier.beat, history.beat, lambda _: standard_logging.restore())
     tasks = [
         asyncio.create_task(event_loop.run(*observers)),
         asyncio.create_task(secrets.watch(loaded.secrets, config.secrets.refresh, lifecycle.hangup, fixed)),

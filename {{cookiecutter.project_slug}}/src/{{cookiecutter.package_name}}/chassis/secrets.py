@@ -65,13 +65,14 @@ class Values(dict[str, str]):
 class Secrets:
     """The files in one directory that are this service's secrets, and their values as one set."""
 
-    __slots__ = ("_optional", "_replaced", "changed", "directory", "names", "values")
+    __slots__ = ("_optional", "_replaced", "changed", "directory", "names", "problems", "values")
 
     def __init__(self, directory: Path, required: Iterable[str], optional: Iterable[str]) -> None:
         self.directory, self._optional = directory, frozenset(optional)
         self.names = sorted({*required, *self._optional})
         self.values = self._replaced = Values()
         self.changed: dict[str, float] = {}  # When each value was last replaced, in seconds since 1970.
+        self.problems: dict[str, str] = {}  # What was wrong with the last reload, by the names of the secrets.
 
     def read(self) -> tuple[Values, dict[str, str]]:
         """Read all files; return the values, and what is wrong, by the names of the secrets."""
@@ -136,7 +137,6 @@ def read_file(path: Path) -> str:
 
 async def watch(secrets: Secrets, every: float, hangup: asyncio.Event, fixed: list[str]) -> None:
     """Reload changed secrets every *every* seconds (0: never) and on a hangup; log then which settings are *fixed*."""
-    reported: dict[str, str] = {}
     while True:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(hangup.wait(), every or None)
@@ -147,8 +147,8 @@ async def watch(secrets: Secrets, every: float, hangup: asyncio.Event, fixed: li
         changed, problems = await asyncio.to_thread(secrets.reload)
         if changed:
             log.info("secrets reloaded", secrets=changed)
-        elif problems and (asked or problems != reported):
+        elif problems and (asked or problems != secrets.problems):
             log.error("secrets reload failed", problems=problems, hint="the old ones stay in use")
         elif asked:
             log.info("secrets unchanged")
-        reported = problems
+        secrets.problems = problems

@@ -1,5 +1,6 @@
 """What can be asked on the admin port, and what can be changed there."""
 
+import contextlib
 import platform
 import time
 from collections import Counter
@@ -19,6 +20,7 @@ from ..logs import get_logger
 from ..metrics import Metrics
 from ..stacks import describe
 from .access import RefusedError, check_access, check_host, has_token
+from .history import History
 from .log_levels import Change, TemporaryLevels
 from .page import render
 
@@ -73,7 +75,8 @@ class Admin:
     metrics: Metrics
     requests: RequestsInFlight
     watchdog: Watchdog
-    levels: TemporaryLevels = attrs.field(factory=TemporaryLevels)
+    history: History
+    levels: TemporaryLevels = attrs.field(default=attrs.Factory(lambda self: TemporaryLevels(self.history.note), True))
 
     def respond(self, request: Request) -> Response:
         """Respond to *request*, if this client may send it; raise RefusedError otherwise."""
@@ -99,7 +102,11 @@ class Admin:
         links = {path: endpoint.description for path, endpoint in ENDPOINTS.items() if path != "/"}
         links["/-/requests?group=where"] = "where requests wait"
         report, detailed = self.health.ready_from_thread(), self._may_see_details(request)
-        html = render(self.about(), report, detailed, self.config(), links)
+        slowest, lately = None, (self.history.slots.copy(), self.changes())
+        with contextlib.suppress(RefusedError):
+            check_access(request.headers, request.client, self.settings.admin.token, False, is_guarded=True)
+            slowest = self.requests.slowest()[:5]
+        html = render(self.about(), report, detailed, self.config(), links, *lately, slowest)
         return reply(html, media_type="text/html")
 
     def healthy(self, _: Request) -> Response | str:
@@ -152,6 +159,13 @@ class Admin:
                 known = {"set": spec.file in secrets.values, "last_change": timestamp(changed) if changed else None}
             shown[spec.label] = {**known, "source": source, "help": spec.help}
         return shown
+
+    def changes(self) -> list[tuple[float, str]]:
+        """Return what has changed of late, newest first, each with its time in seconds since 1970."""
+        secrets, found = self.loaded.secrets, [*self.history.changes.copy()]
+        found += ((time.time(), f"{name} can't be reloaded: the old secret is in use") for name in secrets.problems)
+        found += ((at, f"new secret: {name}") for name, at in secrets.changed.items() if at > self.lifecycle.started)
+        return sorted(found, reverse=True)
 
     def in_flight(self, request: Request) -> object:
         waiting = self.requests.waiting()

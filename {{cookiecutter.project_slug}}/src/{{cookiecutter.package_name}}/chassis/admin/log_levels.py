@@ -3,6 +3,7 @@
 import re
 import threading
 import time
+from collections.abc import Callable
 
 import msgspec
 
@@ -36,9 +37,10 @@ class Change(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class TemporaryLevels:
-    """The levels of all loggers, and how to change them for a time."""
+    """The levels of all loggers, and how to change them for a time; *note* is told of each change."""
 
-    def __init__(self) -> None:
+    def __init__(self, note: Callable[[str], None] = lambda _: None) -> None:
+        self._note = note
         self._before: dict[str, str | None] = {}
         self._timer = threading.Timer(0, self.revert)
         self._until = 0.0
@@ -60,6 +62,7 @@ class TemporaryLevels:
             self._timer.daemon = True
             self._timer.start()
             self._until = time.monotonic() + change.seconds
+        self._note(f"the log level of {change.logger} is {change.level}, for {change.seconds} s")
         log.warning("log level changed", changed=change.logger, to=change.level, for_s=change.seconds, by=by)
 
     def revert(self, by: str) -> None:
@@ -69,4 +72,5 @@ class TemporaryLevels:
             before, self._before = self._before, {}
             for name, level in before.items():
                 LEVELS.set(name, level)
+        self._note("all log levels are what they were")
         log.warning("log levels reverted", reverted=sorted(before), by=by)
