@@ -2,10 +2,11 @@
 
 import re
 import tomllib
+from pathlib import Path
 from typing import Any
 
 from kit.parsing import check_parses
-from kit.project import TARGETS, Project, Renders
+from kit.project import TARGETS, Bake, Project, Renders, git
 
 # The modules of the chassis that an answer adds.
 ADDED = {
@@ -84,3 +85,24 @@ def test_what_the_team_owns_exists(project: Project) -> None:
     missing = [name for name in skip if name not in made_later and not (project.path / name).exists()]
     assert not missing, f"[tool.cruft] skip names what is not there: {missing}"
     assert not [name for name in skip if "/chassis" in name], "the chassis is the template's"
+
+
+def test_a_checkout_with_the_line_ends_of_windows_has_the_same_bytes(
+    bake: Bake, template: Path, tmp_path: Path
+) -> None:
+    for number, source in enumerate((bake(deploy_to="systemd").commit().path, template)):
+        clone = tmp_path / str(number)
+        git(tmp_path, "clone", "--quiet", "--config", "core.autocrlf=true", str(source), str(clone))
+        names = git(clone, "ls-files", "-z").strip("\0").split("\0")
+        assert len(names) > 20
+        assert not [name for name in names if (clone / name).read_bytes() != (source / name).read_bytes()]
+
+
+def test_a_fresh_clone_has_a_folder_for_secrets_and_git_sees_none_of_them(bake: Bake, tmp_path: Path) -> None:
+    project = bake().commit()
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "--quiet", str(project.path), str(clone))
+    # Otherwise Compose makes it, as root's.
+    (clone / "secrets" / "admin_token").write_text("hunter2")
+    (clone / ".env").write_text("APP_HTTP_PORT=1\n")
+    assert git(clone, "status", "--porcelain") == ""

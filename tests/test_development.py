@@ -39,6 +39,15 @@ def test_a_suite_passes_while_another_one_runs_beside_it(rendered: Project) -> N
     assert [suite.returncode for suite in suites] == [0, 0], "\n".join(said)
 
 
+def test_the_suite_passes_behind_a_proxy_and_in_a_deep_folder(rendered: Project, tmp_path: Path) -> None:
+    # A socket's address holds 107 characters, on macOS 103.
+    deep = tmp_path / "jenkins" / ("workspace of a build" * 4) / "my-service@tmp"
+    deep.mkdir(parents=True)
+    nobody = dict.fromkeys(("http_proxy", "HTTP_PROXY", "ALL_PROXY"), "http://127.0.0.1:9")
+    suite = (rendered.python, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    rendered.run(*suite, TMPDIR=str(deep), **nobody)
+
+
 @contextlib.contextmanager
 def make_dev(project: Project, uv: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run `make dev`; at the end, do what Ctrl-C does in a terminal."""

@@ -56,11 +56,16 @@ def person(tmp_path: Path, template: Path) -> Person:
     """A person with a HOME of their own, the tools named, and git told who commits."""
 
     def render(
-        *tools: str, source: str | Path = template, within: str = "work", output: str = ".", **changes: str
+        *tools: str,
+        source: str | Path = template,
+        within: str = "work",
+        output: str = ".",
+        options: tuple[str, ...] = (),
+        **changes: str,
     ) -> Rendered:
         home, programs, work = tmp_path / "home", tmp_path / "programs", tmp_path / within
         for folder in (home, programs, work):
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         for name in tools:
             (programs / name).symlink_to(tool(name).resolve())
         (programs / "python3").symlink_to(Path(sys.executable).resolve())
@@ -69,8 +74,9 @@ def person(tmp_path: Path, template: Path) -> Person:
         git = {"GIT_CONFIG_GLOBAL": str(home / "git"), "GIT_CONFIG_NOSYSTEM": "1"}
         environment = clean_environment(**{"HOME": str(home), "PATH": str(programs)} | cache | git | changes)
         environment.pop("EMAIL", None)
+        command = (sys.executable, "-m", "cookiecutter", "--no-input")
         done = subprocess.run(
-            (sys.executable, "-m", "cookiecutter", "--no-input", "--output-dir", output, str(source)),
+            (*command, "--output-dir", output, str(source), *options),
             cwd=work,
             env=environment | {"PWD": str(work)},
             stdin=subprocess.DEVNULL,
@@ -191,7 +197,93 @@ def test_inside_another_work_tree_no_repository_is_made(person: Person, tmp_path
     rendered = person("git")
     assert "because this folder is inside another git work tree" in rendered.said
     assert "Later: git add . && git commit" in rendered.said
+    assert "GitHub reads .github at the root of a repository alone: https://" in rendered.said
     assert not rendered.has_history
+
+
+def test_over_a_project_that_is_there_only_its_own_files_are_made(person: Person, tmp_path: Path) -> None:
+    project = tmp_path / "work" / "my-service"
+    ours = {
+        "deploy/swarm/stack.override.yaml": "ours: 1\n",
+        "deploy/swarm/stack.yaml": "ours: 2\n",
+        "deploy/systemd/notes/on-call.md": "ours\n",
+        "deploy/nomad/job.hcl": "ours\n",
+    }
+    for name, text in ours.items():
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text(text)
+    subprocess.run((tool("git"), "init", "--quiet", project), env=clean_environment(), check=True)
+    rendered = person("git", options=("--overwrite-if-exists",))
+    assert {name: (project / name).read_text() for name in ours} == ours
+    assert (project / "deploy" / "kubernetes" / "base" / "deployment.yaml").is_file()
+    assert "the first commit, because this folder has a history already" in rendered.said
+    assert not [path for path in (project / "deploy").rglob("*") if path.is_dir() and not [*path.iterdir()]]
+
+
+def test_an_archive_of_the_template_gives_programs_that_run(
+    person: Person, template: Path, tmp_path: Path
+) -> None:
+    archive = tmp_path / "deployable-service.zip"
+    git(template, "archive", "--prefix=deployable-service/", f"--output={archive}", "HEAD")
+    rendered = person(source=archive, options=("deploy_to=systemd",))
+    assert os.access(rendered.path / "deploy" / "systemd" / "rolling-restart", os.X_OK)
+
+
+@pytest.mark.parametrize("reader", ["a reader that goes away", "/dev/full", "a closed stream"])
+def test_words_that_nobody_reads_delete_no_project(template: Path, tmp_path: Path, reader: str) -> None:
+    command = (sys.executable, "-m", "cookiecutter", "--no-input", "--default-config", str(template))
+    environment = clean_environment(HOME=str(tmp_path), PATH=str(tmp_path))
+    if reader == "a closed stream":
+        shell = ("/bin/sh", "-c", 'exec "$@" >&-', "sh")
+        done = subprocess.run((*shell, *command), cwd=tmp_path, env=environment, timeout=120)
+    elif reader == "/dev/full":
+        with Path(reader).open("w") as full:
+            done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=full, timeout=120)
+    else:
+        read, write = os.pipe()
+        os.close(read)
+        done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=write, timeout=120)
+        os.close(write)
+    assert done.returncode == 0
+    assert (tmp_path / "my-service" / "pyproject.toml").is_file()
+
+
+WORKSPACE = """[project]
+name = "platform"
+version = "1"
+requires-python = ">=3.11"
+[tool.uv.workspace]
+"""
+
+
+@pytest.mark.parametrize(
+    ("table", "within"),
+    [('members = ["services/*"]', "services"), ('members = ["a", "teams/**"]\nexclude = ["x"]', "teams/red")],
+)
+def test_a_member_of_a_workspace_is_not_locked_and_nothing_above_it_changes(
+    person: Person, tmp_path: Path, table: str, within: str
+) -> None:
+    root = tmp_path / "platform"
+    root.mkdir()
+    (root / "pyproject.toml").write_text(WORKSPACE + table)
+    rendered = person("git", "uv", within=f"platform/{within}")
+    assert f"uv.lock, because this folder is a member of the uv workspace {root}" in rendered.said
+    assert f'Later: add "{within}/my-service" to `exclude` in [tool.uv.workspace]' in rendered.said
+    assert not rendered.is_locked
+    assert {path.name for path in root.iterdir()} == {"pyproject.toml", within.partition("/")[0]}
+
+
+@pytest.mark.parametrize(
+    "table", ['members = ["libraries/*"]', 'members = ["services/*"]\nexclude = ["services/my-*"]']
+)
+def test_beside_a_workspace_the_project_has_a_lock_of_its_own(
+    person: Person, tmp_path: Path, table: str
+) -> None:
+    root = tmp_path / "platform"
+    (root / "libraries").mkdir(parents=True)
+    (root / "pyproject.toml").write_text(WORKSPACE + table)
+    assert person("git", "uv", within="platform/services").is_locked
+    assert not (root / "uv.lock").exists()
 
 
 def test_called_from_a_git_hook_the_other_repository_is_left_alone(person: Person, tmp_path: Path) -> None:

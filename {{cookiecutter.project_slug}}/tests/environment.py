@@ -1,4 +1,4 @@
-"""What tests must give to this service: add each setting and secret that you make required."""
+"""What tests, and CI's try of the image, give to this service: add each setting and secret that you make required."""
 {%- if cookiecutter.database == "postgresql" %}
 
 from collections.abc import Callable

@@ -1,0 +1,131 @@
+"""A fork that an organisation makes its own, by the private variables of cookiecutter.json alone."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from kit.parsing import check_parses
+from kit.project import ROOT, TARGETS, copy_of_the_template, git
+from kit.service import clean_environment
+from kit.updates import PROJECT, commit, replace
+
+# What an organisation may want to be otherwise, and what it wants here.
+OWN = {
+    "github_owner": "acme",
+    "_docs": "https://docs.acme.example/services",
+    "_github": "https://git.acme.example",
+    "_registry": "registry.acme.example/team",
+    "_python_image": "registry.acme.example/python:3.14@sha256:" + "0" * 64,
+    "_uv_image": "registry.acme.example/uv@sha256:" + "1" * 64,
+    "_ca_bundle": "/etc/ssl/certs/acme.pem",
+    "_package_index": "https://packages.acme.example/simple",
+    "_runner": "[self-hosted, linux]",
+    "_reviewers": "@acme/platform",
+    "_licence": "Apache-2.0",
+}
+# What the defaults say. A service of this organisation names none of it, but the tools' own makers.
+DEFAULTS = re.compile(
+    r"ubuntu-24|ghcr\.io/(?!sigstore|anchore|astral-sh/uv:)|github\.com/(?!org/)|your-organisation"
+)
+
+
+@pytest.fixture
+def fork(tmp_path: Path) -> Path:
+    """A clone of the template in which one commit changes only these variables."""
+    fork = tmp_path / "fork"
+    git(tmp_path, "clone", "--quiet", str(copy_of_the_template(tmp_path / "upstream")), str(fork))
+    file = fork / "cookiecutter.json"
+    text = file.read_text(encoding="utf-8")
+    for name, value in OWN.items():
+        text, changes = re.subn(rf'^  "{name}": ".*"', f'  "{name}": "{value}"', text, flags=re.MULTILINE)
+        assert changes == 1, name
+    file.write_text(text, encoding="utf-8")
+    commit(fork, "Make it ours")
+    return fork
+
+
+def render(template: Path, into: Path, target: str) -> Path:
+    into.mkdir()
+    command = (sys.executable, "-m", "cookiecutter", "--no-input", "--default-config", template)
+    environment = clean_environment(HOME=str(into), PATH=str(into))
+    done = subprocess.run(
+        (*command, f"deploy_to={target}"), cwd=into, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return into / "my-service"
+
+
+def test_every_private_variable_is_one_that_an_organisation_may_change() -> None:
+    questions = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))
+    assert {
+        name for name in questions if name.startswith("_") and not name.startswith("__")
+    } == OWN.keys() - {"github_owner"}
+    page = (ROOT / "docs" / "make-it-yours.md").read_text(encoding="utf-8")
+    assert not [name for name in OWN if f"`{name}`" not in page]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_is_changed_is_used_everywhere(fork: Path, tmp_path: Path, target: str) -> None:
+    service = render(fork, tmp_path / "work", target)
+    texts = {
+        path.relative_to(service).as_posix(): path.read_text(encoding="utf-8")
+        for path in service.rglob("*")
+        if path.is_file()
+    }
+    for name, value in OWN.items():
+        assert value in "".join(texts.values()), name
+    left = [f"{name}: {found}" for name, text in texts.items() for found in DEFAULTS.findall(text)]
+    assert not left, left
+    for name in texts:
+        check_parses(service / name)
+    dockerfile = texts["Dockerfile"]
+    assert re.findall(r"^FROM (\S+@\S+) AS", dockerfile, re.M) == [OWN["_python_image"], OWN["_uv_image"]]
+    for name in (".github/workflows/ci.yml", ".github/workflows/release.yml", "Makefile"):
+        builds = [
+            line for line in texts[name].splitlines() if re.search(r"docker (buildx )?build .*[.\\]$", line)
+        ]
+        assert builds
+        assert not [line for line in builds if "--secret id=ca,src=/etc/ssl/certs/acme.pem" not in line]
+    project = tomllib.loads(texts["pyproject.toml"])
+    assert project["project"]["license"] == "Apache-2.0"
+    assert project["tool"]["uv"]["index"][0]["default"] is True
+    jobs = [
+        job
+        for name, text in texts.items()
+        if name.startswith(".github/workflows/")
+        for job in yaml.safe_load(text)["jobs"].values()
+    ]
+    assert {str(job["runs-on"]) for job in jobs if "runs-on" in job} == {"['self-hosted', 'linux']"}
+    compose = yaml.safe_load(texts["compose.yaml"])
+    assert compose["secrets"]["ca"]["file"] == OWN["_ca_bundle"]
+    assert "\n* @acme/platform\n" in texts[".github/CODEOWNERS"]
+
+
+def test_upstreams_releases_merge_without_a_conflict(fork: Path, tmp_path: Path) -> None:
+    upstream = tmp_path / "upstream"
+    # A bump of both images, a question on each side of the owner's, a variable, and a changed workflow.
+    dockerfile = upstream / PROJECT / "Dockerfile"
+    replace(dockerfile, "FROM python:3.14-slim", "FROM python:3.15-slim")
+    text = dockerfile.read_text(encoding="utf-8")
+    dockerfile.write_text(re.sub(r"astral-sh/uv:\S+", "astral-sh/uv:0.14.0", text), encoding="utf-8")
+    questions = upstream / "cookiecutter.json"
+    replace(questions, '\n\n  "github_owner"', '\n  "on_call": "",\n\n  "github_owner"')
+    replace(questions, '  "web_framework"', '  "tracing": ["none", "otlp"],\n  "web_framework"')
+    replace(
+        questions, '  "__prompts__": {\n', '  "_mirror": "",\n\n  "__prompts__": {\n    "on_call": "Who?",\n'
+    )
+    replace(upstream / PROJECT / ".github/workflows/ci.yml", "timeout-minutes: 10", "timeout-minutes: 11")
+    commit(upstream, "Release")
+    git(fork, "pull", "--quiet", "--no-rebase", "--no-edit", "origin", "main")
+    merged = json.loads((fork / "cookiecutter.json").read_text(encoding="utf-8"))
+    assert merged | OWN == merged
+    assert (merged["on_call"], merged["_mirror"]) == ("", "")
+    assert (
+        "timeout-minutes: 11"
+        in (render(fork, tmp_path / "work", "swarm") / ".github/workflows/ci.yml").read_text()
+    )
