@@ -1,6 +1,5 @@
 """Traces, as a collector receives them: one through all services, none that a service waits for."""
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -237,10 +236,3 @@ def test_the_programs_are_typed(traced: Project) -> None:
     files = sorted((ROOT / "tests/apps/traced").glob("*.py"))
     path = f"{ROOT / 'tests'}:{traced.path / 'src'}"
     traced.run(traced.python, "-m", "mypy", *options, *files, MYPYPATH=path)
-
-
-def test_such_a_service_passes_its_own_checks(traced: Project) -> None:
-    for command in (("mypy",), ("ruff check",), ("ruff format --check",), ("lint-imports",)):
-        traced.run("bash", "-ec", f".venv/bin/{command[0]}")
-    variables = json.loads(traced.run(traced.command, "config", "--format", "json"))
-    assert "APP_OUTGOING_TIMEOUT" in {setting["name"] for setting in variables}
