@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from kit.hooks import HOOK
 from kit.parsing import check_parses
-from kit.project import ROOT, TARGETS, Bake, Project, RefusedError
+from kit.project import CHOICES, ROOT, TARGETS, Bake, Project, RefusedError
 from kit.service import clean_environment
 
 # A bake takes its time: few in a usual run, all in `make hostile`.
@@ -112,7 +112,7 @@ def test_each_question_and_each_choice_has_a_line_for_people() -> None:
     questions = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))
     prompts = questions.pop("__prompts__")
     asked = {name: default for name, default in questions.items() if not name.startswith("_")}
-    assert len(asked) <= 8
+    assert len(asked) <= 10
     assert prompts.keys() == asked.keys()
     for name, default in asked.items():
         if isinstance(default, list):
@@ -161,6 +161,7 @@ def test_defaults_that_work_count(tmp_path: Path) -> None:
 
 REPLAYED = {
     **GOOD,
+    **dict.fromkeys(CHOICES, "none"),
     "web_framework": "fastapi",
     "deploy_to": "systemd",
 }
