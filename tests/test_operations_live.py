@@ -268,6 +268,12 @@ def test_rules_and_dashboard_name_nothing_that_the_services_do_not_have(promethe
             set(NAME.findall(re.sub(r"\{[^}]*\}|by \([^)]*\)|on \([^)]*\)|\"[^\"]*\"", "", plain))) <= names
         ), text
     assert len(selectors) > 20
+    bounds = {
+        float(series["le"]) for series in known if series["__name__"].endswith("duration_seconds_bucket")
+    }
+    page = " ".join((ROOT / "docs/operations.md").read_text(encoding="utf-8").split())
+    [listed] = re.findall(r"must be a bound of the histogram: ([\d., or]+)\.", page)
+    assert {float(bound) for bound in re.findall(r"[\d.]+", listed)} == bounds - {float("inf")}
     assert not [one for one in selectors if not any(selects(one, series) for series in known)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 import threading
 import time
@@ -232,3 +233,31 @@ def test_figures_that_others_keep_are_read_when_they_are_exposed(
     assert (seen["http_server_active_requests"], seen["log_lines_lost_total"]) == (3, 2)
     refusals = re.findall(r'http_server_refusals_total\{reason="(\w+)"\} 0.0', exposed(ours))
     assert sorted(refusals) == ["body", "connections", "head", "malformed", "slow"]
+
+
+def test_what_an_instance_goes_through_is_measured(start: Start, secrets: Path) -> None:
+    process = start(APP_SECRETS_REFRESH="0.05", APP_DRAIN_DELAY="1", APP_DRAIN_TIMEOUT="6").ready()
+    seen = process.series()
+    assert (seen["readiness"], seen["secrets_last_reload_successful"]) == (1, 1)
+    assert seen["drain_time_left_ratio"] == float("inf")
+    assert seen['lifecycle_state{lifecycle_state="ready"}'] == 1
+    assert seen["template_release_timestamp_seconds"] < time.time()
+    process.ask("/gate/gate?mode=shut")
+    (secrets / "probe_password").write_text("")
+    wait_for(lambda: process.status("/-/ready", "admin") == 503)
+    process.line("secrets reload failed")
+    wait_for(lambda: process.series()["secrets_last_reload_successful"] == 0)
+    assert process.series()["readiness"] == 0
+    process.ask("/gate/gate?mode=open")
+    (secrets / "probe_password").write_text("hunter3")
+    wait_for(lambda: process.status("/-/ready", "admin") == 200)
+    wait_for(lambda: process.series()["secrets_last_reload_successful"] == 1)
+    assert process.series()["readiness"] == 1
+    Asking(process, "/slow?s=600")
+    process.line("slow begins")
+    process.signal(signal.SIGTERM)
+    process.line("draining")
+    seen = process.series()
+    assert 0 < seen["drain_time_left_ratio"] < 1.5
+    assert (seen["readiness"], seen['lifecycle_state{lifecycle_state="draining"}']) == (0, 1)
+    assert process.wait() == 1
