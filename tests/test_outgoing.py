@@ -102,6 +102,15 @@ def test_a_refused_and_a_reset_connection_are_502(world: World, caller: Service,
     assert retries(refused) == 2
 
 
+def test_the_other_services_failure_informs(world: World, upstream: Upstream) -> None:
+    upstream.mode = "fail"
+    service = world.start(APP, PING="1", UPSTREAM=upstream.url).ready()
+    wait_for(lambda: service.readiness()["checks"]["Upstream"][0]["status"] == "warn", "the failing check")
+    assert service.status("/-/ready") == 200
+    upstream.mode = "answer"
+    wait_for(lambda: service.readiness()["checks"]["Upstream"][0]["status"] == "pass", "the check")
+
+
 def test_slow_answers_are_504_and_none_hangs_in_the_drain(caller: Service, upstream: Upstream) -> None:
     upstream.mode = "hang"
     asked = [Asking(caller, f"/call/{number}") for number in range(30)]

@@ -26,8 +26,25 @@ class Config(Settings):
     outgoing: OutgoingSettings = environ.group(OutgoingSettings)
 
 
+class Upstream:
+    """The other service, whose failure informs."""
+
+    def __init__(self, client: HttpClient) -> None:
+        self._client = client
+
+    async def ping(self) -> None:
+        if url := os.environ.get("UPSTREAM"):
+            await self._client.get(f"{url}/ping")
+
+
+async def make_upstream(services: svcs.Container) -> Upstream:
+    return Upstream(await services.aget(HttpClient))
+
+
 def register(registry: svcs.Registry, config: Config) -> None:
     register_http_client(registry, config.outgoing)
+    if "PING" in os.environ:
+        registry.register_factory(Upstream, make_upstream, ping=Upstream.ping)
 
 
 def create_app(config: Config, registry: svcs.Registry) -> Starlette:
@@ -54,7 +71,7 @@ def create_app(config: Config, registry: svcs.Registry) -> Starlette:
 
 
 def service() -> Service:
-    return Service("my-service", Config, register, create_app, tracing=start_tracing)
+    return Service("my-service", Config, register, create_app, [Upstream], tracing=start_tracing)
 
 
 if __name__ == "__main__":
