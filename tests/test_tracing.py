@@ -156,15 +156,16 @@ def test_a_collector_in_trouble_costs_nothing_but_spans(
     for _ in range(100):
         assert service.ask("/leaf/x", on=connection).status == 200
     if trouble == "hang":
-        # Ten are being sent and twenty wait; all others made room for newer ones.
+        # Ten at most are being sent and twenty wait; all others made room for newer ones.
         wait_for(lambda: lost(service, "queue") >= 70, "spans lost")
-        assert lost(service, "queue") == 70
+        in_queue = lost(service, "queue")
+        assert in_queue < 80
     else:
         wait_for(lambda: lost(service, "queue") + lost(service, "collector") >= 80, "spans lost")
     assert service.status("/-/ready") == 200
     assert service.stop() == 0, service.said()
     if trouble == "hang":
-        assert service.line("spans lost")["spans"] == 30
+        assert service.line("spans lost")["spans"] + in_queue == 100
 
 
 def test_without_an_endpoint_nothing_is_loaded_and_the_clients_trace_is_passed_on(
