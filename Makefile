@@ -36,7 +36,7 @@ clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/ready: pyproject.toml
-	@for python in $(PYTHON) python3.14 python3.13 python3.12 python3.11 python3; do \
+	@for python in $(PYTHON) python3.15 python3.14 python3.13 python3.12 python3.11 python3; do \
 		if $$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 			echo "Setting up .venv with $$($$python --version) ..."; \
 			$$python -m venv --clear .venv && exit 0 || exit 1; \

@@ -20,7 +20,7 @@ OWN = {
     "_docs": "https://docs.acme.example/services",
     "_github": "https://git.acme.example",
     "_registry": "registry.acme.example/team",
-    "_python_image": "registry.acme.example/python:3.14@sha256:" + "0" * 64,
+    "_python_image": "registry.acme.example/python:3.15@sha256:" + "0" * 64,
     "_uv_image": "registry.acme.example/uv@sha256:" + "1" * 64,
     "_ca_bundle": "/etc/ssl/certs/acme.pem",
     "_package_index": "https://packages.acme.example/simple",
@@ -110,7 +110,7 @@ def test_upstreams_releases_merge_without_a_conflict(fork: Path, tmp_path: Path)
     upstream = tmp_path / "upstream"
     # A bump of both images, a question on each side of the owner's, a variable, and a changed workflow.
     dockerfile = upstream / PROJECT / "Dockerfile"
-    replace(dockerfile, "FROM python:3.14-slim", "FROM python:3.15-slim")
+    replace(dockerfile, "FROM python:3.15-slim", "FROM python:3.16-slim")
     text = dockerfile.read_text(encoding="utf-8")
     dockerfile.write_text(re.sub(r"astral-sh/uv:\S+", "astral-sh/uv:0.14.0", text), encoding="utf-8")
     questions = upstream / "cookiecutter.json"
