@@ -1,0 +1,112 @@
+"""How a service with PostgreSQL is deployed: its migration is a step of its own, on each platform."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate  # type: ignore[import-untyped]
+import pytest
+import yaml
+from kit.project import Project, Renders
+from kit.service import clean_environment
+from kit.tools import tool
+
+Object = dict[str, Any]
+
+
+def get(renders: Renders, target: str) -> Project:
+    return renders.get(deploy_to=target, database="postgresql")
+
+
+@pytest.fixture(scope="module")
+def overlay(renders: Renders) -> list[Object]:
+    project = get(renders, "kubernetes")
+    folder = project.path / "deploy/kubernetes/overlays/example"
+    return list(yaml.safe_load_all(project.run(tool("kubectl"), "kustomize", folder)))
+
+
+def pod(overlay: list[Object], kind: str) -> tuple[Object, Object]:
+    """Return what a workload's pods are made of, and their container."""
+    (found,) = [each for each in overlay if each["kind"] == kind]
+    spec = found["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    return spec, container
+
+
+def test_the_job_is_what_kubernetes_takes(overlay: list[Object]) -> None:
+    (job,) = [each for each in overlay if each["kind"] == "Job"]
+    kubernetes_validate.validate(job, "1.34", strict=True)
+    labels = job["spec"]["template"]["metadata"]["labels"]
+    (service,) = [each for each in overlay if each["kind"] == "Service"]
+    # Otherwise the pod of the job would be sent requests.
+    assert not service["spec"]["selector"].items() <= labels.items()
+
+
+def test_the_job_runs_what_the_service_is(overlay: list[Object]) -> None:
+    (job, migrate), (deployment, service) = pod(overlay, "Job"), pod(overlay, "Deployment")
+    assert migrate["args"] == ["migrate"]
+    for same in ("image", "envFrom", "securityContext", "resources"):
+        assert migrate[same] == service[same], same
+    assert job["securityContext"] == deployment["securityContext"]
+    secret = {volume["name"]: volume for volume in deployment["volumes"]}["secrets"]["secret"]
+    assert job["volumes"][0]["secret"]["secretName"] == secret["secretName"]
+    assert migrate["envFrom"][0]["configMapRef"]["name"].startswith("my-service-")
+
+
+def test_the_stack_has_a_job_with_the_same_image_and_secrets(renders: Renders) -> None:
+    folder = get(renders, "swarm").path / "deploy/swarm"
+    stack, cluster = (yaml.safe_load((folder / name).read_text()) for name in ("stack.yaml", "cluster.yaml"))
+    migrate, service = cluster["services"]["migrate"], cluster["services"]["service"]
+    assert stack["services"]["migrate"]["deploy"]["mode"] == "replicated-job"
+    assert stack["services"]["migrate"]["command"] == ["migrate"]
+    assert migrate["image"] == service["image"]
+    assert migrate["environment"]["APP_DB_HOST"] == service["environment"]["APP_DB_HOST"]
+    assert migrate["secrets"][0] in service["secrets"]
+    assert {secret["source"] for secret in service["secrets"]} == set(cluster["secrets"])
+
+
+def test_docker_takes_the_stack(renders: Renders) -> None:
+    folder = get(renders, "swarm").path / "deploy/swarm"
+    command = (tool("docker"), "stack", "config", "-c", folder / "stack.yaml", "-c", folder / "cluster.yaml")
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    merged = yaml.safe_load(done.stdout)["services"]["migrate"]
+    assert merged["deploy"]["mode"] == "replicated-job"
+    assert merged["environment"]["APP_DB_STATEMENT_TIMEOUT"] == "1200"
+
+
+def test_systemd_takes_the_oneshot_unit_which_is_as_closed_as_the_service(
+    renders: Renders, tmp_path: Path
+) -> None:
+    units = get(renders, "systemd").path / "deploy/systemd"
+    program = tmp_path / "opt" / "my-service"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    unit = tmp_path / "my-service-migrate.service"
+    text = (units / unit.name).read_text()
+    unit.write_text(text.replace("/opt/my-service/current/bin/my-service", str(program)))
+    command = (tool("systemd-analyze"), "verify", "--no-pager", "--man=no", unit)
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True)
+    assert (done.returncode, unit.name in done.stderr) == (0, False), done.stderr
+    service = (units / "my-service@.service").read_text()
+    closed = service[service.index("DynamicUser=") : service.index("[Install]")].splitlines()
+    missing = {line for line in closed if line and not line.startswith("#")} - set(text.splitlines())
+    assert not missing
+    assert "LoadCredential=db_password:my-service.db_password" in service.splitlines()
+
+
+def test_compose_migrates_before_the_service_starts(renders: Renders, tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    shutil.copytree(get(renders, "kubernetes").path, folder)
+    tool("docker compose")
+    command = ("docker", "compose", "--project-directory", folder, "config", "--format", "json")
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    services = json.loads(done.stdout)["services"]
+    assert services["my-service"]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
+    assert services["migrate"]["depends_on"]["postgres"]["condition"] == "service_healthy"
+    assert services["migrate"]["image"] == services["my-service"]["image"]
+    assert services["postgres"]["healthcheck"]["test"]
