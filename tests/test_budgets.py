@@ -18,6 +18,8 @@ MOST_LINES = 6530
 MOST_LINES_OF_CHASSIS = 4600
 MOST_LINES_OF_ITS_TESTS = 450
 MOST_LINES_OF_A_MODULE = 250
+# What the answer postgresql adds, its example and its tests included. The aim: 600.
+MOST_LINES_OF_A_DATABASE = 935
 MOST_OVERRIDES = 4
 
 # What Python documents as a hook is there to be set.
@@ -58,6 +60,15 @@ def test_the_chassis_and_its_tests_are_small(service: Project) -> None:
     ):
         counted = lines([*(service.path / folder).rglob("*.py")])
         assert sum(counted.values()) <= most, f"{folder}: {largest(counted)}"
+
+
+def test_a_database_adds_little(service: Project, renders: Renders) -> None:
+    with_it = renders.get(**{**service.answers, "database": "postgresql"})
+    added = sum(lines(with_it.files()).values()) - sum(lines(service.files()).values())
+    assert 0 < added <= MOST_LINES_OF_A_DATABASE, largest(lines(with_it.files()))
+    assert not [
+        path for path, count in lines([*with_it.path.rglob("*.py")]).items() if count > MOST_LINES_OF_A_MODULE
+    ]
 
 
 def test_a_module_is_short(service: Project) -> None:
