@@ -24,7 +24,6 @@ LOCK_SECONDS = 120
 
 HTTP = ("http", "https")
 FIRST_MESSAGE = "Render the service from its template"
-LINK = "uvx cruft link TEMPLATE_URL"
 COMMIT = f"git commit -m '{FIRST_MESSAGE}'"
 
 # A person's global git settings that could change, refuse or hang a commit nobody looks at.
@@ -124,8 +123,22 @@ def to_be_kept(url: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if parts.scheme in HTTP else url
 
 
+def link_command(answers: Mapping[str, str]) -> str:
+    """Return what links the project later: to the version that it was rendered from, with its answers."""
+    given = json.dumps({name: value for name, value in answers.items() if not name.startswith("_")})
+    return (
+        f"uvx cruft link --no-input TEMPLATE_URL --checkout VERSION --extra-context {shlex.quote(given)}\n"
+        "  with the URL of the template's repository, and the tag or commit that this was rendered from."
+    )
+
+
 def link(project: Path, answers: Mapping[str, str]) -> None:
     """Leave the .cruft.json that `cruft create` leaves, so that updates work from the first day on."""
+    if (project / ".cruft.json").exists():
+        raise SkippedError(
+            "there is a .cruft.json, which says what version the files are that this render did not replace",
+            later="make update",
+        )
     folder, is_local = template_folder(answers)
     if shutil.which("git") and not in_git(folder):
         raise SkippedError(f"{folder} is not a git repository, so there is no version to link to")
@@ -162,7 +175,7 @@ def commit(project: Path, message: str, paths: str) -> None:
 def start_history(project: Path, answers: Mapping[str, str]) -> None:
     """Commit the untouched render: it is what a later update is compared with."""
     if (project / ".git").exists():
-        raise SkippedError("this folder has a history already", later=f"git add . && {COMMIT}")
+        raise SkippedError("this folder has a history already", later="git diff, and commit what you like")
     if in_git(project):
         raise SkippedError(
             "this folder is inside another git work tree",
@@ -228,7 +241,7 @@ def attempt(what: str, later: str, step: Callable[[], None]) -> bool:
 def first_render(project: Path, answers: Mapping[str, str]) -> None:
     attempt(
         "the link to the template",
-        f"{LINK} (docs/updates.md of the template)",
+        link_command(answers),
         lambda: link(project, answers),
     )
     has_history = attempt(

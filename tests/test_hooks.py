@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -67,7 +68,9 @@ def person(tmp_path: Path, template: Path) -> Person:
         for folder in (home, programs, work):
             folder.mkdir(parents=True, exist_ok=True)
         for name in tools:
+            (programs / name).unlink(missing_ok=True)
             (programs / name).symlink_to(tool(name).resolve())
+        (programs / "python3").unlink(missing_ok=True)
         (programs / "python3").symlink_to(Path(sys.executable).resolve())
         (home / "git").write_text("[user]\nname = Zoë\nemail = zoe@example.org\n", encoding="utf-8")
         cache = {"UV_CACHE_DIR": os.environ.get("UV_CACHE_DIR", str(Path.home() / ".cache" / "uv"))}
@@ -160,8 +163,49 @@ def test_a_template_that_is_no_repository_has_no_version_to_link_to(person: Pers
     shutil.rmtree(plain / ".git")
     rendered = person("git", source=plain)
     assert f"{plain} is not a git repository, so there is no version to link to" in rendered.said
-    assert "Later: uvx cruft link" in rendered.said
     assert not (rendered.path / ".cruft.json").exists()
+
+
+def test_the_link_that_could_not_be_made_is_made_by_the_command_that_is_printed(
+    person: Person, template: Path, tmp_path: Path
+) -> None:
+    archive = copy_of_the_template(tmp_path / "archive")
+    shutil.rmtree(archive / ".git")
+    answers = {
+        "project_description": 'Zoë\'s "books" & $HOME.',
+        "web_framework": "fastapi",
+        "deploy_to": "systemd",
+    }
+    given = tuple(f"{name}={value}" for name, value in answers.items())
+    rendered = person("git", source=archive, given=given)
+    (line,) = (line for line in rendered.said.splitlines() if "uvx cruft link" in line)
+    words = shlex.split(line.partition("Later: uvx ")[2])
+    commit = git(template, "rev-parse", "HEAD")
+    known = {"TEMPLATE_URL": template.as_uri(), "VERSION": commit}
+    command = (sys.executable, "-m", *(known.get(word, word) for word in words))
+    subprocess.run(
+        command, cwd=rendered.path, env=rendered.environment | {"PATH": os.environ["PATH"]}, check=True
+    )
+    assert rendered.link["commit"] == commit
+    assert rendered.link["context"]["cookiecutter"].items() >= answers.items()
+
+
+@pytest.mark.parametrize("options", [("--overwrite-if-exists",), ("-f", "--skip-if-file-exists")])
+def test_a_link_that_is_there_stays_since_files_that_are_there_may_be_older(
+    person: Person, template: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    source = tmp_path / "template"
+    git(tmp_path, "clone", "--quiet", str(template), str(source))
+    before = person("git", source=source)
+    link = (before.path / ".cruft.json").read_bytes()
+    with (source / "{{cookiecutter.project_slug}}/Dockerfile").open("a", encoding="utf-8") as dockerfile:
+        dockerfile.write("# Later.\n")
+    git(source, "commit", "--quiet", "--all", "--message", "Later")
+    after = person("git", source=source, given=options)
+    assert "the link to the template, because there is a .cruft.json" in after.said
+    assert "Later: make update" in after.said
+    assert "the first commit, because this folder has a history already" in after.said
+    assert (after.path / ".cruft.json").read_bytes() == link
 
 
 def test_a_template_in_a_folder_of_a_repository_is_linked_with_it(person: Person, tmp_path: Path) -> None:
