@@ -1,6 +1,6 @@
 """Bring a service to a later version of this template, and say plainly what could not be done.
 
-It runs in the service's folder, and needs uv and git. A service's `make update` clones the template and
+It runs in the service's folder, and needs uv and git. A service's `make update` fetches the template and
 calls it:
 
     make update                                       to the newest release
@@ -8,223 +8,335 @@ calls it:
     make update UPDATE=--propose                      and open a pull request, as the service's workflow does
     uv run python CLONE/scripts/update_service.py     the same without make
 
-cruft does the merging. It exits with 0 whether or not all of the update was merged, it needs the previous
-render in the service's git objects to merge at all, and it leaves uv.lock, .env.example and the tests to
-others. This program adds that. Exit status: 0 if everything is done, 1 if somebody has to look.
+cruft renders the service's version and the wanted one, and git merges the difference between both renders
+into the service. Where both have raised a version, the newer one stays. Then uv.lock and .env.example are
+made again, and the tests are run. Exit status: 0 if everything is done, 1 if somebody has to look.
 """
 
 import argparse
-import fnmatch
+import difflib
 import json
 import os
-import subprocess
+import shutil
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+from updates.commands import Git, StoppedError, run
+from updates.proposal import Proposal
+from updates.versions import differ_in_versions_only, merge_versions
+
 UV = os.environ.get("UV", "uv")  # `uv run` sets it to the path of uv.
-CRUFT = (
-    UV,
-    "tool",
-    "run",
-    "--quiet",
-    "--from",
-    "cruft>=2.16,<3",
-    "--with",
-    "cookiecutter>=2.7.1,<3",
-    "cruft",
-)
-BRANCH = "template-update"
-
-
-class StoppedError(Exception):
-    """The update can't go on. The text says what was done until then, and what to do next."""
-
-
-def run(*command: str | Path, cwd: Path, show: bool = False, **extra: Any) -> str:
-    """Run a command and return its output; with *show*, the person sees the output instead.
-
-    Raises:
-        StoppedError: The command failed, or there is no such program.
-    """
-    if show:
-        print("+", *command, flush=True)
-    out = None if show else subprocess.PIPE
+WITH_CRUFT = ("--with", "cruft>=2.16,<3", "--with", "cookiecutter>=2.7.1,<3")
+# Both renders by one process, since most of a render's time goes into the imports.
+RENDER = """
+import json, logging, pathlib, sys
+import cruft
+logging.disable()  # cookiecutter logs the traceback of what is said below.
+for render in json.load(sys.stdin):
+    render["output_dir"] = pathlib.Path(render["output_dir"])
     try:
-        done = subprocess.run(command, cwd=cwd, text=True, stdout=out, check=False, **extra)
-    except FileNotFoundError:
-        raise StoppedError(f"{command[0]} is not on the PATH.") from None
-    if done.returncode:
-        raise StoppedError(f"{' '.join(map(str, command))}: exit status {done.returncode}")
-    return done.stdout or ""
+        cruft.create(**render, no_input=True, default_config=True)
+    except Exception as error:
+        sys.exit(f"The template can't be rendered at {render['checkout']}: {error}")
+"""
+# Where `make update` puts the template's branches and tags for a moment, in the service's repository.
+REFS = "refs/template/"
+FETCHED = ("HEAD", "refs/heads/*", "refs/tags/*")
+# The author of two commits that no branch ever has.
+NOBODY = {f"GIT_{role}_{fact}": "template" for role in ("AUTHOR", "COMMITTER") for fact in ("NAME", "EMAIL")}
 
 
 class Service:
     """The service in *folder*, which is a repository or a folder of one."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.git = folder, Git(folder)
         try:
             self.link: dict[str, Any] = json.loads((folder / ".cruft.json").read_text(encoding="utf-8"))
+            self.template: str = self.link["template"]
+            self.commit: str = self.link["commit"]
+            self.answers: dict[str, str] = self.link["context"]["cookiecutter"]
+            self.package: str = self.answers["package_name"]
         except FileNotFoundError:
             raise StoppedError(
-                f"There is no .cruft.json in {folder}: `uvx cruft link TEMPLATE_URL` makes one."
+                f"There is no .cruft.json in {folder}: `uvx cruft link` makes one. docs/updates.md of the"
+                " template has the whole command, which needs the version and the answers."
             ) from None
-        self.answers: dict[str, str] = self.link["context"]["cookiecutter"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoppedError(
+                f".cruft.json can't be used ({type(error).__name__}: {error}). Take back the last one that"
+                " was whole: `git log --patch -- .cruft.json` shows them all. Nothing was done."
+            ) from None
 
-    def git(self, *arguments: str, **extra: Any) -> str:
-        return run("git", *arguments, cwd=self.folder, **extra).strip()
+    def changed(self) -> list[str]:
+        """Name what is not committed. An update must be the only change, so that it can be taken back."""
+        options = ("--porcelain=v1", "--no-renames", "--untracked-files=normal")
+        return [entry[3:] for entry in self.git.names("status", *options)]
 
-    def read(self) -> dict[str, bytes]:
-        """Read all files that git tracks or would add, by their names."""
-        listed = self.git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
-        return {name: (self.folder / name).read_bytes() for name in listed if (self.folder / name).is_file()}
+    def skipped(self) -> list[str]:
+        """Return `skip` of pyproject.toml and .cruft.json: the paths and patterns of the team's files."""
+        try:
+            text = (self.folder / "pyproject.toml").read_text(encoding="utf-8")
+            table = tomllib.loads(text).get("tool", {}).get("cruft", {})
+        except FileNotFoundError:
+            table = {}
+        except ValueError as error:
+            raise StoppedError(f"pyproject.toml can't be read: {error}. Nothing was done.") from None
+        found: list[str] = []
+        for where, entries in (
+            ("pyproject.toml", table.get("skip", [])),
+            (".cruft.json", self.link.get("skip", [])),
+        ):
+            if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+                raise StoppedError(f"`skip` in {where} has to be a list of paths. Nothing was done.")
+            found += entries
+        return found
 
-    def owned(self, names: Iterable[str]) -> set[str]:
-        """Pick the names of the team's files, which cruft leaves alone."""
-        settings = tomllib.loads((self.folder / "pyproject.toml").read_text(encoding="utf-8"))
-        skip = settings["tool"]["cruft"]["skip"] + self.link.get("skip", [])
-        return {
-            name for name in names for own in skip if fnmatch.fnmatch(name, own) or name.startswith(f"{own}/")
-        }
+    def keep(self, root: Path, *parent: str) -> str:
+        """Make a commit of all files below *root*, which no branch has, and return its name."""
+        extra = {"environment": {"GIT_INDEX_FILE": f"{root}.index", **NOBODY}}
+        repository = self.git("rev-parse", "--absolute-git-dir")
+        self.git(
+            "--git-dir", repository, "--work-tree", root, "add", "--all", "--force", ".", cwd=root, **extra
+        )
+        tree = self.git("write-tree", **extra)
+        parents = (word for name in parent for word in ("-p", name))
+        return self.git("commit-tree", tree, *parents, "-m", "Render", **extra)
+
+    def unmerged(self) -> dict[str, dict[str, str]]:
+        """Return the files with a conflict, each with the blobs of base (1), service (2) and template (3)."""
+        found: dict[str, dict[str, str]] = {}
+        for entry in self.git.names("ls-files", "--unmerged"):
+            facts, _, name = entry.partition("\t")
+            _mode, blob, stage = facts.split(" ")
+            found.setdefault(name, {})[stage] = blob
+        return found
 
 
 class Template:
     """The template's history, in a clone that nothing is written to."""
 
     def __init__(self, service: Service, clone: Path, checkout: str | None) -> None:
-        self.clone = clone
-        self.old: str = service.link["commit"]
-        try:
-            self.git("cat-file", "-e", f"{self.old}^0")
-        except StoppedError:
+        self.clone, self.git = clone, Git(clone, is_bare=not (clone / ".git").exists())
+        self.old = service.commit
+        if not self.git.accepts("cat-file", "-e", f"{self.old}^0"):
             raise StoppedError(
-                f"The template at {service.link['template']} has no commit {self.old}: its history was"
+                f"The template at {service.template} has no commit {self.old}: its history was"
                 " rewritten, or it was rendered from another copy. Put a commit that it has into .cruft.json."
-            ) from None
-        self.checkout = checkout or self.newest_release()
+            )
+        self.checkout = checkout or self._newest_release()
         self.new = self._commit(self.checkout or "HEAD")
-        self.folder = clone / (service.link["directory"] or ".")
-
-    def git(self, *arguments: str) -> str:
-        return run("git", *arguments, cwd=self.clone).strip()
+        self.name = self.checkout or self.new[:12]
+        self.directory: str | None = service.link.get("directory")
 
     def _commit(self, name: str) -> str:
         """Find a tag, a commit or a branch; of all branches but one, a clone has those of `origin` only."""
         for candidate in (name, f"origin/{name}"):
-            try:
+            if self.git.accepts("rev-parse", "--quiet", "--verify", f"{candidate}^0"):
                 return self.git("rev-parse", "--quiet", "--verify", f"{candidate}^0")
-            except StoppedError:
-                continue
         raise StoppedError(f"The template has no tag, branch or commit {name}. Nothing was changed.")
 
-    def newest_release(self) -> str | None:
+    def _newest_release(self) -> str | None:
         tags = self.git("tag", "--list", "v[0-9]*", "--merged", "HEAD", "--sort=-version:refname")
         return tags.splitlines()[0] if tags else None
 
+    def _read(self, commit: str, name: str) -> str:
+        path = f"{commit}:{self.directory}/{name}" if self.directory else f"{commit}:{name}"
+        return self.git.read("cat-file", "blob", path) if self.git.accepts("cat-file", "-e", path) else ""
+
     def is_behind(self) -> bool:
         """Tell whether the service has everything of the wanted version already."""
-        return self.git("merge-base", self.old, self.new) == self.new
+        return self.git.accepts("merge-base", "--is-ancestor", self.new, self.old)
+
+    def taken_back(self) -> list[str]:
+        """Return the commits that the service has and the wanted version has not, in this or another form."""
+        missing = ("--cherry-pick", "--right-only", "--no-merges", "--oneline", f"{self.new}...{self.old}")
+        return self.git("rev-list", *missing).splitlines()
 
     def changes(self) -> str:
-        """Give the lines that the changelog has now and had not at the service's version."""
-        added = self.git("diff", "--unified=0", self.old, self.new, "--", str(self.folder / "CHANGELOG.md"))
-        lines = [
-            line[1:] for line in added.splitlines() if line.startswith("+") and not line.startswith("+++")
-        ]
+        """Return the lines that the changelog has now and had not at the service's version."""
+        old, new = (self._read(commit, "CHANGELOG.md").splitlines() for commit in (self.old, self.new))
+        codes = difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
+        lines = [line for kind, _, _, start, end in codes if kind != "equal" for line in new[start:end]]
         return "\n".join(lines) or "The changelog says nothing."
 
-    def render(self, commit: str, answers: Mapping[str, str], into: Path) -> dict[str, bytes]:
-        directory = (
-            ("--directory", str(self.folder.relative_to(self.clone))) if self.folder != self.clone else ()
-        )
-        given = {name: value for name, value in answers.items() if not name.startswith("_")}
-        create = (
-            *("create", str(self.clone), "--no-input", "--default-config", "--checkout", commit),
-            *("--output-dir", into, "--extra-context", json.dumps(given)),
-        )
-        run(*CRUFT, *create, *directory, cwd=self.clone)
-        project = next(into.iterdir())
-        files = {path.relative_to(project).as_posix(): path for path in project.rglob("*") if path.is_file()}
-        return {name: path.read_bytes() for name, path in files.items() if name != ".cruft.json"}
+    def check(self, answers: Mapping[str, str], changed: Mapping[str, str]) -> None:
+        """Raise StoppedError if the wanted version doesn't ask for, or doesn't offer, one of the answers."""
+        questions = json.loads(self._read(self.new, "cookiecutter.json") or "{}")
+        asked = [name for name in questions if not name.startswith("_")]
+        problems = [
+            f"{name}: {self.name} does not ask for it, but for {', '.join(asked)}"
+            for name in changed
+            if name not in asked
+        ]
+        for name in asked:
+            offered = questions[name]
+            if isinstance(offered, list) and answers.get(name, offered[0]) not in offered:
+                other = json.dumps({name: offered[0]})
+                problems.append(
+                    f"{name}: {self.name} does not offer {answers[name]!r}, but {', '.join(offered)}."
+                    f" Choose one, for example: --variables-to-update '{other}'"
+                )
+        if problems:
+            raise StoppedError("\n".join([*problems, "Nothing was changed."]))
+
+    def render(self, work: Path, wanted: Mapping[Path, tuple[str, Mapping[str, str]]]) -> None:
+        """Make of each folder a render of a commit with these answers."""
+        renders = [
+            {
+                "template_git_url": str(self.clone),
+                "output_dir": str(work / "rendered" / folder.relative_to(work).parts[0]),
+                "checkout": commit,
+                "directory": self.directory,
+                "extra_context": {name: value for name, value in answers.items() if not name.startswith("_")},
+            }
+            for folder, (commit, answers) in wanted.items()
+        ]
+        command = (UV, "run", "--quiet", "--no-project", *WITH_CRUFT, "python", "-c", RENDER)
+        run(*command, cwd=work, given=json.dumps(renders))
+        for folder in wanted:
+            (project,) = (work / "rendered" / folder.relative_to(work).parts[0]).iterdir()
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            project.rename(folder)
 
 
-def update(service: Service, template: Template, variables: str | None, work: Path) -> None:
-    """Have cruft update the files.
+def fetch(service: Service, into: Path, is_fetched: bool) -> Path:
+    """Copy the template's history by way of the service's repository, whose git settings count for it too."""
+    git = service.git
+    try:
+        if not is_fetched:
+            wanted = (f"+{name}:{REFS}{name.removeprefix('refs/')}" for name in FETCHED)
+            options = ("--quiet", "--prune", "--no-tags", "--no-recurse-submodules")
+            git("fetch", *options, service.template, *wanted)
+        git("init", "--quiet", "--bare", into)
+        kept = (f"+{REFS}{name}:refs/{name}" for name in ("heads/*", "tags/*"))
+        copy = Git(into)
+        copy("fetch", "--quiet", "--no-tags", git("rev-parse", "--show-toplevel"), *kept, f"{REFS}HEAD")
+        copy("update-ref", "--no-deref", "HEAD", git("rev-parse", f"{REFS}HEAD"))
+    finally:
+        listed = git("for-each-ref", "--format=delete %(refname)", REFS)
+        git("update-ref", "--no-deref", "--stdin", given=f"{listed}\n" if listed else "")
+    return into
+
+
+def remove(names: Iterable[str], root: Path) -> None:
+    """Remove files and folders below *root*; a name with a star is a pattern, as it is for cruft."""
+    for name in names:
+        for path in [*root.glob(name.lstrip("/"))] if "*" in name else [root / name.lstrip("/")]:
+            if root not in Path(os.path.normpath(path)).parents or not os.path.lexists(path):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def in_the_way(service: Service, names: Iterable[str]) -> Iterator[str]:
+    """Yield what is not git's, or no folder, where the template has a new file or folder."""
+    tracked = {*service.git.names("ls-files")}
+    for name in names:
+        path = service.folder / name
+        if os.path.lexists(path) and name not in tracked:
+            yield name
+        for parent in list(PurePath(name).parents)[:-1]:
+            above = service.folder / parent
+            if above.is_symlink() or (above.exists() and not above.is_dir()):
+                yield str(parent)
+
+
+def update(service: Service, template: Template, answers: Mapping[str, str], work: Path) -> list[str]:
+    """Merge the difference between both renders, and return the lines whose version both had raised.
 
     Raises:
         StoppedError: A part of the update could not be merged.
     """
-    old = template.render(template.old, service.answers, work / "old")
-    # git merges with the previous render, and looks for it among the service's objects.
-    paths = "\n".join(str(path) for path in (work / "old").rglob("*") if path.is_file())
-    service.git("hash-object", "-w", "--no-filters", "--stdin-paths", input=paths)
-    before = service.read()
-    folders = {str(folder) for name in old for folder in PurePath(name).parents}
-    left_out = {folder for folder in folders if not (service.folder / folder).is_dir()}
-    team = service.owned(before.keys() | old.keys())
-    given = {"--checkout": template.checkout, "--variables-to-update": variables}
-    options = [word for option, value in given.items() if value for word in (option, value)]
-    # cruft's diff names objects by seven digits, which can mean two objects in a large repository.
-    whole = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "core.abbrev", "GIT_CONFIG_VALUE_0": "40"}
-    run(*CRUFT, "update", "--skip-apply-ask", *options, cwd=service.folder, show=True, env=os.environ | whole)
-
-    service = Service(service.folder)
-    new = template.render(template.new, service.answers, work / "new")
-    after = service.read()
-    conflicts = set(service.git("diff", "--name-only", "--relative", "--diff-filter=U").splitlines())
-    conflicts |= set(service.git("ls-files", "--others", "--", "*.rej").splitlines())
-    conflicts |= {
-        name for name in after if b"\n<<<<<<< " in after[name] and b"\n<<<<<<< " not in before.get(name, b"")
-    }
-    # A file that the team had left as it was rendered must now be as the new render has it. If it is not,
-    # cruft has dropped something without a word.
-    added = {name for name in new.keys() - old.keys() if not left_out & set(map(str, PurePath(name).parents))}
-    untouched = {name for name in old if before.get(name) == old[name]} | added
-    lost = {name for name in untouched - team if after.get(name) != new.get(name)} - conflicts
-    if conflicts or lost:
+    git, own = service.git, service.skipped()
+    roots = work / "old", work / "new"
+    old, new = (root / git("rev-parse", "--show-prefix") for root in roots)
+    print(f"Rendering {template.old[:12]} and {template.name} of the template ...", flush=True)
+    template.render(work, {old: (template.old, service.answers), new: (template.new, answers)})
+    link = json.loads((new / ".cruft.json").read_text(encoding="utf-8"))
+    link["context"]["cookiecutter"]["_template"] = service.template
+    link = (
+        service.link | {name: link[name] for name in ("commit", "context")} | {"checkout": template.checkout}
+    )
+    # What the team owns or has deleted is no part of the difference.
+    paths = [path.relative_to(old) for path in old.rglob("*")]
+    dropped = [str(path) for path in paths if not os.path.lexists(service.folder / path)]
+    for render in (old, new):
+        remove([".cruft.json", *own, *dropped], render)
+    files = [
+        {str(path.relative_to(render)) for path in render.rglob("*") if not path.is_dir()}
+        for render in (old, new)
+    ]
+    if found := {*in_the_way(service, files[1] - files[0])}:
+        raise StoppedError(
+            f"In the way of new files of the template: {', '.join(sorted(found))}. Move or delete what is"
+            " there. Nothing was changed."
+        )
+    before = service.keep(roots[0])
+    complaint = git.complaint("cherry-pick", "--no-commit", service.keep(roots[1], before))
+    conflicts = service.unmerged()
+    if complaint and not conflicts:
+        raise StoppedError(f"git can't merge the update:\n{complaint}")
+    both: list[str] = []
+    for name, blobs in [*conflicts.items()]:
+        texts = [git.read("cat-file", "blob", blobs[stage]) for stage in sorted(blobs)]
+        if blobs.keys() == {"1", "2"} and differ_in_versions_only(*texts):
+            git("rm", "--quiet", "--force", "--", name)
+            del conflicts[name]
+        elif blobs.keys() == {"1", "2", "3"} and (merged := merge_versions(work / "merge", *texts)):
+            (service.folder / name).write_bytes(merged.text.encode("utf-8", "surrogateescape"))
+            both += [f"{name}: {line}" for line in merged.both]
+            if merged.is_clean:
+                git("add", "--", name)
+                del conflicts[name]
+    text = json.dumps(link, ensure_ascii=False, indent=2)
+    (service.folder / ".cruft.json").write_text(f"{text}\n", encoding="utf-8")
+    if conflicts:
         raise StoppedError(
             "Not all of the update could be merged:\n"
-            + "".join(f"  {name}: changed here and in the template\n" for name in sorted(conflicts))
-            + "".join(f"  {name}: the template's change is missing\n" for name in sorted(lost))
-            + "Nothing is lost. Edit these files (NAME.rej has what did not fit into NAME), `git add` them,\n"
-            + "run `uv lock`, write .env.example again, run the tests, and commit all with .cruft.json.\n"
-            + "To give up: git reset --hard"
+            + "".join(f"  {name}: {conflict(blobs)}\n" for name, blobs in sorted(conflicts.items()))
+            + "Nothing is lost. Edit these files, `git add` them, run `uv lock`, write .env.example again,\n"
+            + "run the tests, and commit all with .cruft.json. To give up: git reset --hard"
         )
+    return both
 
 
-def settle(service: Service) -> None:
+def conflict(blobs: Mapping[str, str]) -> str:
+    """Say what kind of conflict it is, by what there is of the file: base, service, template."""
+    if blobs.keys() == {"1", "2"}:
+        return "changed here, and the template has no such file any more: `git rm` it or `git add` it"
+    return "changed here and in the template"
+
+
+def remake(service: Service) -> None:
     """Make again what is made from other files.
 
     Raises:
         StoppedError: The dependencies can't be locked, or the service can't be imported.
     """
     run(UV, "lock", cwd=service.folder, show=True)
-    package = service.answers["package_name"]
-    example = run(UV, "run", "python", "-m", package, "config", "--format", "dotenv", cwd=service.folder)
+    command = (UV, "run", "python", "-m", service.package, "config", "--format", "dotenv")
+    example = run(*command, cwd=service.folder)
     (service.folder / ".env.example").write_text(example, encoding="utf-8")
 
 
-def propose(service: Service, title: str, body: str) -> None:
-    """Open the pull request with this update, or renew the one that is open."""
-    service.git("switch", "--quiet", "--force-create", BRANCH)
-    service.git("add", "--all", ".")
-    service.git("commit", "--quiet", "--message", title)
+def read_answers(text: str | None) -> dict[str, str]:
+    """Read what `--variables-to-update` was given, if anything; raise StoppedError if it is no object."""
     try:
-        service.git("push", "--quiet", "--force", "origin", BRANCH)
-    except StoppedError as error:
-        raise StoppedError(
-            f"{error}\nA token that may write contents pushes this. When the update changes files in"
-            " .github/workflows,\nGitHub wants a token with the permission `workflows` as well: see the head"
-            " of template-update.yml."
-        ) from None
-    listed = ("pr", "list", "--head", BRANCH, "--json", "number", "--jq", ".[].number")
-    known = run("gh", *listed, cwd=service.folder).split()
-    what = ("edit", *known) if known else ("create", "--head", BRANCH)
-    run("gh", "pr", *what, "--title", title, "--body", body, cwd=service.folder, show=True)
+        answers = json.loads(text or "{}")
+        if isinstance(answers, dict):
+            return answers
+    except ValueError:
+        pass
+    raise StoppedError(
+        f'--variables-to-update takes a JSON object, such as \'{{"deploy_to": "swarm"}}\', and not {text!r}.'
+    )
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -237,29 +349,55 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--variables-to-update", metavar="JSON", help='changed answers: {"deploy_to": "swarm"}'
     )
-    parser.add_argument("--template", metavar="CLONE", type=Path, help="a fresh clone; default: make one")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--template", metavar="CLONE", type=Path, help="a fresh clone; default: make one")
+    source.add_argument("--fetched", action="store_true", help=f"the template is in {REFS} already")
     parser.add_argument("--no-suite", action="store_true", help="do not run the tests")
     parser.add_argument("--propose", action="store_true", help="commit, push and open a pull request")
     options = parser.parse_args(arguments)
     service = Service(Path.cwd())
-    if service.git("status", "--porcelain"):
+    if changed := service.changed():
+        names = "".join(f"  {name}\n" for name in changed[:20])
         raise StoppedError(
-            "There are changes that are not committed: commit or stash them first. Nothing was done."
+            f"There are changes that are not committed:\n{names}"
+            "Commit or stash them first (git stash --include-untracked). Nothing was done."
         )
-    with tempfile.TemporaryDirectory() as work:
-        clone: Path | None = options.template
-        if clone is None:
-            clone = Path(work, "template")
-            run("git", "clone", "--quiet", service.link["template"], clone, cwd=service.folder)
-        template = Template(service, clone.resolve(), options.checkout)
-        if template.is_behind() and not options.variables_to_update:
-            print(f"Nothing to do: the service has all of {template.checkout or template.new}.")
+    changed_answers = read_answers(options.variables_to_update)
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder).resolve()
+        clone = (
+            options.template.resolve()
+            if options.template
+            else fetch(service, work / "template", options.fetched)
+        )
+        template = Template(service, clone, options.checkout)
+        if template.is_behind() and not changed_answers:
+            print(f"Nothing to do: the service has all of {template.name}.")
             return 0
-        changes = template.changes()
-        update(service, template, options.variables_to_update, Path(work))
+        body = f"{template.changes()}\n"
+        if lost := template.taken_back():
+            listed = "".join(f"- {line}\n" for line in lost[:20])
+            if options.checkout is None:
+                raise StoppedError(
+                    f"{template.name} lacks commits of the template that the service has"
+                    f" ({service.link.get('checkout') or template.old[:12]}), and would take them back:\n"
+                    f"{listed}"
+                    "Say which version you want, with --checkout. Nothing was changed."
+                )
+            body += f"\nThis takes back what {template.name} lacks:\n\n{listed}"
+        answers = service.answers | changed_answers
+        template.check(answers, changed_answers)
+        proposal = Proposal(service.git) if options.propose else None
+        if proposal and (why := proposal.others()):
+            print(why)
+            return 0 if proposal.is_open else 1
+        if both := update(service, template, answers, work):
+            body += "\nWhere both had raised a version, the newer one stays:\n\n"
+            body += "".join(f"- `{line}`\n" for line in both)
+    service = Service(Path.cwd())
     passed = True
     try:
-        settle(service)
+        remake(service)
         if options.no_suite:
             suite = "The suite was not run."
         else:
@@ -271,15 +409,19 @@ def main(arguments: Sequence[str]) -> int:
             f"**The suite fails with it** ({error}): what the changelog asks of a service is probably still"
             " to be done."
         )
-    title = f"Update to {template.checkout or template.new[:12]} of the template"
-    body = f"{suite}\n\n{changes}\n"
+    title = f"Update to {template.name} of the template"
+    body = f"{suite}\n\n{body}"
     print(f"\n{title}\n\n{body}")
-    if options.propose:
-        propose(service, title, body)
+    if proposal:
+        proposal.renew(title, body)
     return 0 if passed else 1
 
 
 if __name__ == "__main__":
+    if not sys.flags.utf8_mode:
+        # Answers and names of files are UTF-8, whatever the locale says.
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     try:
         sys.exit(main(sys.argv[1:]))
     except StoppedError as error:

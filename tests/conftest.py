@@ -1,6 +1,7 @@
 """Fixtures that several files use; what they are made of is in tests/kit."""
 
 import os
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from kit.engine import Engine
 from kit.load import ROWS
 from kit.project import COMBINATIONS, Bake, Project, Renders, copy_of_the_template
 from kit.tools import tool
+from kit.updates import render, small_template
 from kit.world import World
 
 # test_chassis.py runs the tests of the chassis in rendered services; what is in apps runs elsewhere too.
@@ -120,6 +122,24 @@ def committed(bake: Bake) -> Project:
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The template as a repository of its own; not to be changed."""
     return copy_of_the_template(tmp_path_factory.mktemp("template") / "deployable-service")
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The template without its chassis as a repository of its own; not to be changed."""
+    return small_template(tmp_path_factory.mktemp("small") / "deployable-service")
+
+
+@pytest.fixture(scope="session")
+def first_render(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small template's service with its first commit and without a lock; not to be changed."""
+    return render(f"git+{small.as_uri()}", tmp_path_factory.mktemp("first") / "home", tools=("git",))
+
+
+@pytest.fixture
+def newborn(first_render: Path, tmp_path: Path) -> Path:
+    """The small template's service with its first commit and without a lock; the test's own."""
+    return Path(shutil.copytree(first_render, tmp_path / "my-service", symlinks=True))
 
 
 @pytest.fixture(scope="module")

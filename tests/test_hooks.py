@@ -177,7 +177,7 @@ def test_the_link_that_could_not_be_made_is_made_by_the_command_that_is_printed(
         "deploy_to": "systemd",
     }
     given = tuple(f"{name}={value}" for name, value in answers.items())
-    rendered = person("git", source=archive, given=given)
+    rendered = person("git", source=archive, options=given)
     (line,) = (line for line in rendered.said.splitlines() if "uvx cruft link" in line)
     words = shlex.split(line.partition("Later: uvx ")[2])
     commit = git(template, "rev-parse", "HEAD")
@@ -201,7 +201,7 @@ def test_a_link_that_is_there_stays_since_files_that_are_there_may_be_older(
     with (source / "{{cookiecutter.project_slug}}/Dockerfile").open("a", encoding="utf-8") as dockerfile:
         dockerfile.write("# Later.\n")
     git(source, "commit", "--quiet", "--all", "--message", "Later")
-    after = person("git", source=source, given=options)
+    after = person("git", source=source, options=options)
     assert "the link to the template, because there is a .cruft.json" in after.said
     assert "Later: make update" in after.said
     assert "the first commit, because this folder has a history already" in after.said

@@ -24,7 +24,7 @@ ONLY_THERE = {
     "sudo apt-get": "this test builds for its own processor alone",
     "docker build --quiet --target cosign": "the identity that signs is GitHub's",
     "gh release create": "it is a request to GitHub",
-    "gh auth setup-git": "tests/test_update.py runs its script with a stand-in for gh",
+    "gh auth setup-git": "tests/test_update_proposal.py runs it with a stand-in for gh",
     "uv audit": "it asks the database of known vulnerabilities",
 }
 ELSEWHERE = {

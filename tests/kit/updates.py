@@ -3,8 +3,10 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,31 @@ def template_with_releases(folder: Path) -> Path:
     return folder
 
 
+def small_template(folder: Path) -> Path:
+    """Make a repository of this template without its chassis, which renders in half the time."""
+    copy_of_the_template(folder)
+    for name in (f"{PACKAGE}/chassis", f"{PROJECT}/tests/chassis"):
+        shutil.rmtree(folder / name)
+    (folder / PACKAGE / "chassis.py").touch()
+    commit(folder, "Leave out the chassis")
+    return folder
+
+
+def next_release(template: Path, folder: Path, change: Callable[[Path], object]) -> Path:
+    """Clone a template without releases, let *change* work in the clone, and release that as v1.1.0."""
+    git(folder.parent, "clone", "--quiet", str(template), str(folder))
+    git(folder, "tag", "v1.0.0")
+    change(folder)
+    release(folder, "v1.1.0", "- It came later: größer → 天気.")
+    return folder
+
+
+def relink(service: Path, **changes: object) -> None:
+    """Change what .cruft.json says of the template, and commit that."""
+    (service / ".cruft.json").write_text(json.dumps(link(service) | changes, indent=2), encoding="utf-8")
+    commit(service, "Change the link")
+
+
 def cruft(folder: Path, command: str, *arguments: str) -> str:
     extra = ("--no-input", "--default-config") if command == "create" else ()
     done = subprocess.run(
@@ -141,6 +168,41 @@ def render(source: str, into: Path, *options: str, tools: tuple[str, ...] = ("gi
     assert done.returncode == 0, done.stdout + done.stderr
     (project,) = (path for path in into.iterdir() if path.is_dir() and not path.name.startswith("."))
     return project
+
+
+def without_environments(folder: Path) -> str:
+    """Make a uv that builds no environments, and return the PATH with it: git and cruft are real.
+
+    It locks nothing and writes the .env.example that is there. While it locks, it runs what is in $MEANWHILE.
+    """
+    folder.mkdir()
+    (folder / "uv").write_text(
+        "#!/bin/sh\n"
+        'case "$1 $2 $3" in\n'
+        '"lock "*) exec sh -c "${MEANWHILE:-:}" ;;\n'
+        '"run python -m") exec cat .env.example ;;\n'
+        "esac\n"
+        'while [ "$1" != python ]; do shift; done\n'
+        "shift\n"
+        f'exec {sys.executable} "$@"\n',
+        encoding="utf-8",
+    )
+    (folder / "uv").chmod(0o755)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+def with_gh(folder: Path) -> Path:
+    """Add a stand-in for GitHub's client to these programs; it notes its calls and finds request $OPEN."""
+    (folder / "gh").write_text(
+        f'#!/bin/sh\nprintf "%s\\n" "$*" >> {folder}/calls\n'
+        '[ "$2" != list ] || echo "${OPEN:-}"\n'
+        # What `gh auth setup-git` does: git gets the token for GitHub's host from gh.
+        '[ "$2" != setup-git ] || git config --global credential.helper '
+        "'!f() { echo username=x; echo password=$GH_TOKEN; }; f'\n",
+        encoding="utf-8",
+    )
+    (folder / "gh").chmod(0o755)
+    return folder / "calls"
 
 
 def update(service: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:

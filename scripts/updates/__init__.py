@@ -1,0 +1,1 @@
+"""What the update of a service is made of; scripts/update_service.py puts it together."""

@@ -1,0 +1,343 @@
+"""Updates on other people's machines: their git settings, locales, work trees, links and lists of files."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from kit.project import git
+from kit.tools import missing
+from kit.updates import (
+    PROJECT,
+    commit,
+    contents,
+    link,
+    next_release,
+    relink,
+    replace,
+    update,
+    without_environments,
+)
+from update_service import remove
+
+pytestmark = pytest.mark.slow
+URL = "https://git.example/template.git"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return without_environments(tmp_path / "programs")
+
+
+def a_line_more(folder: Path) -> None:
+    replace(folder / PROJECT / "Dockerfile", "STOPSIGNAL", "# Later.\nSTOPSIGNAL")
+
+
+@pytest.fixture
+def later(small: Path, tmp_path: Path) -> Path:
+    return next_release(small, tmp_path / "later", a_line_more)
+
+
+@pytest.fixture
+def service(newborn: Path, later: Path) -> Path:
+    """A service for which there is a release with one line more in its Dockerfile."""
+    relink(newborn, template=str(later))
+    return newborn
+
+
+def has_the_line(service: Path) -> bool:
+    return "# Later.\n" in (service / "Dockerfile").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "place", ["GIT_CONFIG_COUNT", "GIT_CONFIG_PARAMETERS", "includeIf", "the repository"]
+)
+def test_git_settings_count_for_the_template_wherever_they_stand(
+    service: Path, later: Path, path: str, tmp_path: Path, place: str
+) -> None:
+    key = f"url.{later}.insteadOf"
+    environment = {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull}
+    match place:
+        case "GIT_CONFIG_COUNT":
+            environment |= {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": key, "GIT_CONFIG_VALUE_0": URL}
+        case "GIT_CONFIG_PARAMETERS":
+            environment |= {"GIT_CONFIG_PARAMETERS": f"'{key}'='{URL}'"}
+        case "includeIf":
+            (tmp_path / "global").write_text(
+                f'[includeIf "gitdir:{tmp_path}/"]\npath = work\n', encoding="utf-8"
+            )
+            (tmp_path / "work").write_text(f'[url "{later}"]\ninsteadOf = {URL}\n', encoding="utf-8")
+            environment |= {"GIT_CONFIG_GLOBAL": str(tmp_path / "global")}
+        case "the repository":
+            git(service, "config", key, URL)
+    relink(service, template=URL)
+    done = update(service, "--no-suite", "--checkout", "v1.0.0", PATH=path, **environment)
+    assert (done.returncode, "Nothing to do" in done.stdout) == (0, True), done.stdout
+    if place == "GIT_CONFIG_COUNT":
+        done = update(service, "--no-suite", PATH=path, **environment)
+        assert done.returncode == 0, done.stdout
+        assert has_the_line(service)
+        assert link(service)["template"] == link(service)["context"]["cookiecutter"]["_template"] == URL
+    # The template's history was there for the update only.
+    assert git(service, "for-each-ref", "--format=%(refname)") == "refs/heads/main"
+
+
+SETTINGS = """
+[diff]
+external = /bin/true
+context = 0
+noprefix = true
+[color]
+ui = always
+[log]
+showSignature = true
+[status]
+showUntrackedFiles = no
+short = true
+branch = true
+[merge]
+conflictStyle = diff3
+[core]
+abbrev = 4
+autocrlf = true
+"""
+
+
+def test_what_git_shows_to_people_is_not_read(service: Path, path: str, tmp_path: Path) -> None:
+    (tmp_path / "config").write_text(SETTINGS, encoding="utf-8")
+    done = update(service, "--no-suite", PATH=path, GIT_CONFIG_GLOBAL=str(tmp_path / "config"))
+    assert done.returncode == 0, done.stdout
+    assert "- It came later: größer → 天気.\n" in done.stdout
+    assert has_the_line(service)
+    assert git(service, "diff", "--name-only", "HEAD").splitlines() == [".cruft.json", "Dockerfile"]
+
+
+def test_a_locale_that_lacks_letters_is_no_hindrance(service: Path, path: str, tmp_path: Path) -> None:
+    if not shutil.which("localedef") or not Path("/usr/share/i18n/locales/en_US").exists():
+        missing("no locale can be made: localedef and /usr/share/i18n are missing")
+    latin = ("localedef", "-i", "en_US", "-f", "ISO-8859-1", tmp_path / "en_US.ISO-8859-1")
+    subprocess.run(latin, check=True, capture_output=True)
+    context = link(service)["context"]
+    context["cookiecutter"] |= {"project_name": "Größe 天気", "project_description": "Сервис"}
+    (service / "größe-天気.txt").touch()
+    # No more than this was in the link of older versions of cruft.
+    state = {name: link(service)[name] for name in ("template", "commit")} | {"context": context}
+    (service / ".cruft.json").write_text(json.dumps(state), encoding="utf-8")
+    commit(service, "Have letters")
+    locale = {"LOCPATH": str(tmp_path), "LC_ALL": "en_US.ISO-8859-1"}
+    done = update(service, "--no-suite", PATH=path, **locale)
+    assert done.returncode == 0, done.stdout
+    assert has_the_line(service)
+    assert link(service)["context"]["cookiecutter"]["project_name"] == "Größe 天気"
+
+
+def lts(folder: Path) -> None:
+    """Fix something on a branch, and release something else on the main one."""
+    git(folder, "switch", "--quiet", "--create", "lts")
+    replace(folder / PROJECT / "compose.yaml", "init: true", "init: true # fixed")
+    commit(folder, "Mend the image")
+    git(folder, "switch", "--quiet", "main")
+    a_line_more(folder)
+
+
+@pytest.fixture
+def on_lts(small: Path, newborn: Path, tmp_path: Path) -> Path:
+    """A service that was rendered from a branch with a commit that the newest release does not have."""
+    later = next_release(small, tmp_path / "later", lts)
+    replace(newborn / "compose.yaml", "init: true", "init: true # fixed")
+    relink(newborn, template=str(later), commit=git(later, "rev-parse", "lts"), checkout="lts")
+    return newborn
+
+
+def test_commits_that_the_new_version_lacks_are_not_taken_back_without_a_word(
+    on_lts: Path, path: str
+) -> None:
+    done = update(on_lts, "--no-suite", PATH=path)
+    assert done.returncode != 0
+    assert "v1.1.0 lacks commits of the template that the service has (lts)" in done.stdout
+    assert " Mend the image\nSay which version you want, with --checkout." in done.stdout
+    assert git(on_lts, "status", "--porcelain") == ""
+
+    done = update(on_lts, "--no-suite", "--checkout", "v1.1.0", PATH=path)
+    assert done.returncode == 0, done.stdout
+    assert "This takes back what v1.1.0 lacks" in done.stdout
+    assert "# fixed\n" not in (on_lts / "compose.yaml").read_text(encoding="utf-8")
+
+
+def test_a_branch_is_followed_when_it_is_named_and_a_picked_commit_is_not_missed(
+    on_lts: Path, path: str, tmp_path: Path
+) -> None:
+    later = tmp_path / "later"
+    git(later, "switch", "--quiet", "lts")
+    replace(later / PROJECT / "Makefile", ".PHONY: help", ".PHONY: later help")
+    commit(later, "Mend the Makefile")
+    git(later, "switch", "--quiet", "main")
+    done = update(on_lts, "--no-suite", "--checkout", "lts", PATH=path)
+    assert done.returncode == 0, done.stdout
+    assert link(on_lts)["checkout"] == "lts"
+    assert not has_the_line(on_lts)
+    commit(on_lts, "Update to lts")
+
+    git(later, "cherry-pick", "lts~1", "lts")
+    git(later, "tag", "v1.2.0")
+    done = update(on_lts, "--no-suite", PATH=path)
+    assert done.returncode == 0, done.stdout
+    assert "lacks" not in done.stdout
+    assert has_the_line(on_lts)
+    assert "# fixed\n" in (on_lts / "compose.yaml").read_text(encoding="utf-8")
+
+
+def test_what_is_not_committed_is_named_with_a_command_that_helps(service: Path, path: str) -> None:
+    (service / "notes of größe.txt").touch()
+    replace(service / "Makefile", ".PHONY: help", ".PHONY: ours help")
+    for settings in (
+        {},
+        {
+            "GIT_CONFIG_COUNT": "1",
+            "GIT_CONFIG_KEY_0": "status.showUntrackedFiles",
+            "GIT_CONFIG_VALUE_0": "no",
+        },
+    ):
+        done = update(service, "--no-suite", PATH=path, **settings)
+        assert done.returncode != 0
+        assert "not committed:\n  Makefile\n  notes of größe.txt\n" in done.stdout
+    git(service, "stash", "--include-untracked")
+    assert "git stash --include-untracked" in done.stdout
+    done = update(service, "--checkout", "v1.0.0", PATH=path)
+    assert (done.returncode, "Nothing to do" in done.stdout) == (0, True), done.stdout
+
+
+def fewer_answers(folder: Path) -> None:
+    a_line_more(folder)
+    replace(folder / "cookiecutter.json", '["kubernetes", "swarm", "systemd"]', '["swarm", "systemd"]')
+
+
+def test_an_answer_that_is_no_longer_offered_is_explained(
+    small: Path, newborn: Path, path: str, tmp_path: Path
+) -> None:
+    relink(newborn, template=str(next_release(small, tmp_path / "later", fewer_answers)))
+    done = update(newborn, "--no-suite", PATH=path)
+    assert done.returncode != 0
+    assert "deploy_to: v1.1.0 does not offer 'kubernetes', but swarm, systemd." in done.stdout
+    assert "Traceback" not in done.stdout
+    assert git(newborn, "status", "--porcelain") == ""
+    done = update(newborn, "--no-suite", "--variables-to-update", '{"deploy_to": "systemd"}', PATH=path)
+    assert done.returncode == 0, done.stdout
+    assert (newborn / "deploy/systemd/haproxy.cfg").is_file()
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        (
+            '{"deploy_to": "nomad"}',
+            "deploy_to: v1.1.0 does not offer 'nomad', but kubernetes, swarm, systemd.",
+        ),
+        (
+            '{"deploy": "swarm", "web_framework": "flask"}',
+            "deploy: v1.1.0 does not ask for it, but for project_name,",
+        ),
+        ("deploy_to=swarm", "--variables-to-update takes a JSON object"),
+        ('["swarm"]', "--variables-to-update takes a JSON object"),
+        ('{"package_name": "class"}', "is a word of the Python language"),
+    ],
+)
+def test_answers_that_cannot_be_taken_are_explained(
+    service: Path, path: str, answers: str, words: str
+) -> None:
+    done = update(service, "--no-suite", "--variables-to-update", answers, PATH=path)
+    assert done.returncode != 0
+    assert words in done.stdout
+    assert "Traceback" not in done.stdout
+    assert git(service, "status", "--porcelain") == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        (".cruft.json", "{", "There is no .cruft.json here that says where the template is: uvx cruft link"),
+        (".cruft.json", '{"template": 1}', "There is no .cruft.json here that says where the template is"),
+        (".cruft.json", '{"template": "TEMPLATE"}', ".cruft.json can't be used (KeyError: 'commit')"),
+        ("pyproject.toml", "[tool.cruft\n", "pyproject.toml can't be read: "),
+        (
+            "pyproject.toml",
+            '[tool.cruft]\nskip = "Dockerfile"\n',
+            "`skip` in pyproject.toml has to be a list",
+        ),
+    ],
+)
+def test_files_that_cannot_be_read_are_explained(
+    service: Path, later: Path, path: str, name: str, text: str, words: str
+) -> None:
+    (service / name).write_text(text.replace("TEMPLATE", str(later)), encoding="utf-8")
+    commit(service, "Break it")
+    done = update(service, "--no-suite", PATH=path)
+    assert done.returncode != 0
+    assert words in done.stdout
+    assert "Traceback" not in done.stdout
+    assert git(service, "status", "--porcelain") == ""
+
+
+def test_files_that_the_team_has_taken_over_are_left_alone_wherever_that_is_said(
+    service: Path, path: str
+) -> None:
+    text = (service / "pyproject.toml").read_text(encoding="utf-8")
+    start, _, rest = text.partition("[tool.cruft]\n")
+    (service / "pyproject.toml").write_text(start + rest.partition("]\n")[2], encoding="utf-8")
+    relink(service, skip=["./Dockerfile"])
+    before = contents(service)
+    done = update(service, "--no-suite", PATH=path)
+    assert done.returncode == 0, done.stdout
+    after = contents(service)
+    assert {name for name in before if before[name] != after.get(name)} == {".cruft.json"}
+
+
+@pytest.mark.parametrize(
+    ("skip", "left"),
+    [
+        ("./a/b.txt", {"a/c/b.txt", "a/c/d", "e"}),
+        ("a/", {"e"}),
+        ("/e", {"a/b.txt", "a/c/b.txt", "a/c/d"}),
+        ("a/*.txt", {"a/c/b.txt", "a/c/d", "e"}),
+        ("**/b.txt", {"a/c/d", "e"}),
+        ("a/c/../b.txt", {"a/c/b.txt", "a/c/d", "e"}),
+        ("no/such/file", {"a/b.txt", "a/c/b.txt", "a/c/d", "e"}),
+        ("../outside", {"a/b.txt", "a/c/b.txt", "a/c/d", "e"}),
+        ("", {"a/b.txt", "a/c/b.txt", "a/c/d", "e"}),
+    ],
+)
+def test_an_entry_of_skip_is_a_path_or_a_pattern_however_it_is_written(
+    tmp_path: Path, skip: str, left: set[str]
+) -> None:
+    root = tmp_path / "root"
+    for name in ("a/b.txt", "a/c/b.txt", "a/c/d", "e", "../outside"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    remove([skip], root)
+    assert {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()} == left
+    assert (tmp_path / "outside").exists()
+
+
+def new_files(folder: Path) -> None:
+    (folder / PROJECT / "docs").mkdir()
+    for name in ("docs/on-call.md", "notes.log"):
+        (folder / PROJECT / name).write_text("The template's.\n", encoding="utf-8")
+
+
+def test_what_is_in_the_way_of_new_files_is_named_before_anything_is_changed(
+    small: Path, newborn: Path, path: str, tmp_path: Path
+) -> None:
+    relink(newborn, template=str(next_release(small, tmp_path / "later", new_files)))
+    (newborn / "docs").write_text("Ask Ada.\n", encoding="utf-8")
+    with (newborn / ".gitignore").open("a", encoding="utf-8") as ignored:
+        ignored.write("*.log\n")
+    commit(newborn, "Say who knows")
+    # git would overwrite an ignored file without a word.
+    (newborn / "notes.log").write_text("Mine.\n", encoding="utf-8")
+    done = update(newborn, "--no-suite", PATH=path)
+    assert done.returncode != 0
+    assert "In the way of new files of the template: docs, notes.log." in done.stdout
+    assert (newborn / "notes.log").read_text(encoding="utf-8") == "Mine.\n"
+    assert git(newborn, "status", "--porcelain") == ""
