@@ -25,7 +25,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from update_service import BRANCH, StoppedError, run
+from updates.commands import StoppedError
+from updates.proposal import BRANCH
 
 ROOT = Path(__file__).resolve().parents[1]
 GITHUB = re.compile(r"github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?/?$")
@@ -65,7 +66,15 @@ def ask(*command: str, cwd: Path = ROOT) -> str:
     Raises:
         StoppedError: It failed, or there is no such program.
     """
-    return run(*command, cwd=cwd, stderr=subprocess.DEVNULL).strip()
+    try:
+        done = subprocess.run(
+            command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False
+        )
+    except FileNotFoundError:
+        raise StoppedError(f"{command[0]} is not on the PATH.") from None
+    if done.returncode:
+        raise StoppedError(f"{' '.join(command)}: exit status {done.returncode}")
+    return done.stdout.strip()
 
 
 class Template:
