@@ -402,9 +402,19 @@ def test_cruft_renders_without_the_extra_steps(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("framework", ["starlette", "fastapi"])
-def test_the_check_knows_every_name_that_a_project_installs(renders: Renders, framework: str) -> None:
-    project = renders.with_environment(web_framework=framework)
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"web_framework": "starlette"},
+        {"web_framework": "fastapi"},
+        {"tracing": "opentelemetry", "http_client": "httpx2", "deploy_to": "systemd"},
+    ],
+    ids=["starlette", "fastapi", "traced"],
+)
+def test_the_check_knows_every_name_that_a_project_installs(
+    renders: Renders, answers: dict[str, str]
+) -> None:
+    project = renders.with_environment(**answers)
     ask = "import importlib.metadata as m, json; print(json.dumps([*m.packages_distributions()]))"
     installed = set(json.loads(project.run(project.python, "-c", ask).splitlines()[-1]))
     # Compiled helpers begin with a hash, and no answer can begin with an underscore.
