@@ -31,7 +31,7 @@ from .models import Guest
 # instances share: if it is down, no instance would be ready, and an answer without it is better than none.
 NON_CRITICAL: frozenset[type] = frozenset()
 
-# Commands of this service: {{ cookiecutter.project_slug }} NAME, with the same settings, secrets, services and logs.
+# Commands of this service's own, with the same settings, secrets, services and logs.
 {%- if cookiecutter.database == "postgresql" %}
 COMMANDS: dict[str, Command] = {"migrate": MIGRATE}
 

@@ -28,6 +28,7 @@ T = TypeVar("T")
 # Long enough for a busy machine. A test that passes never waits for so long.
 PATIENCE_SECONDS = 30.0
 HOST = "127.0.0.1"
+PACKAGE = "{{ cookiecutter.package_name }}"
 # The image to start in place of the code in src/, as `make test-image` says.
 IMAGE = os.environ.get("IMAGE")
 
@@ -161,7 +162,7 @@ class Start:
         given = {name: value() if callable(value) else value for name, value in ENVIRONMENT.items()}
         wanted = {**fixed, **given, **env}
         set_ = {name: value for name, value in wanted.items() if value is not None}
-        command = in_container(IMAGE, set_) if IMAGE else (sys.executable, "-m", "{{ cookiecutter.package_name }}")
+        command = in_container(IMAGE, set_) if IMAGE else (sys.executable, "-m", PACKAGE)
         self._started.append(Process((*command, *arguments), {**inherited, **set_}, folder))
         return self._started[-1]
 
