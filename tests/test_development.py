@@ -70,7 +70,7 @@ def test_make_dev_hands_over_settings_and_secrets_and_restarts_on_save(bake: Bak
     project = bake().sync()
     http, admin = free_ports(2)
     (project.path / ".env").write_text(f"APP_HTTP_PORT={http}\nAPP_ADMIN_PORT={admin}\n")
-    (project.path / "secrets").mkdir()
+    (project.path / "secrets").mkdir(exist_ok=True)
     (project.path / "secrets" / "greeting_token").write_text("hunter2")
     with make_dev(project, uv):
         wait_for(lambda: answers(http, "/-/ready"), "the service")
