@@ -85,8 +85,8 @@ def test_what_a_bot_has_raised_merges_with_what_the_template_raises(
         replace(folder / PROJECT / "pyproject.toml", '    "uvloop>', '    "tzdata>=2026",\n    "uvloop>')
         replace(
             folder / PROJECT / "Dockerfile",
-            "FROM python:3.14-slim-trixie AS python\n",
-            "FROM python:3.14-slim-forky AS python\n",
+            "FROM python:3.15-slim-trixie AS python\n",
+            "FROM python:3.15-slim-forky AS python\n",
         )
 
     relink(newborn, template=str(next_release(small, tmp_path / "later", later)))
@@ -100,7 +100,7 @@ def test_what_a_bot_has_raised_merges_with_what_the_template_raises(
     assert done.returncode == 0, done.stdout
     texts = {name: text.decode() for name, text in contents(newborn).items() if b"\0" not in text}
     assert "uv:0.13.11 AS uv" in texts["Dockerfile"]
-    assert "python:3.14-slim-forky" in texts["Dockerfile"]
+    assert "python:3.15-slim-forky" in texts["Dockerfile"]
     workflows = [text for name, text in texts.items() if name.startswith(".github/workflows/")]
     assert {line for text in workflows for line in re.findall(r"checkout@.*", text)} == {
         f"checkout@{SHA[4]} # v6.0.4"
@@ -113,7 +113,7 @@ def test_what_a_bot_has_raised_merges_with_what_the_template_raises(
         f"- `.github/tools/Dockerfile: FROM anchore/grype:v0.120.1@sha256:{DIGEST[2]} AS grype`\n"
         in done.stdout
     )
-    assert not [name for name, text in texts.items() if "<<<<<<<" in text]
+    assert not [name for name, text in texts.items() if "\n<<<<<<< " in text]
 
 
 @pytest.mark.slow
@@ -124,14 +124,14 @@ def test_numbers_that_are_no_versions_and_versions_that_would_fall_stay_conflict
         bumped(folder / PROJECT, "0.13.11", 4, "0.26")
         replace(folder / PROJECT / ".github/workflows/ci.yml", "timeout-minutes: 10", "timeout-minutes: 12")
         replace(folder / PROJECT / "compose.yaml", "127.0.0.1:8000:8000", "127.0.0.1:8080:8000")
-        replace(folder / PROJECT / "Dockerfile", "python:3.14-slim-trixie AS", "python:3.14-slim-forky AS")
+        replace(folder / PROJECT / "Dockerfile", "python:3.15-slim-trixie AS", "python:3.15-slim-forky AS")
 
     relink(newborn, template=str(next_release(small, tmp_path / "later", later)))
     bumped(newborn, "0.13.10", 3, "0.25")
     replace(newborn / ".github/workflows/ci.yml", "timeout-minutes: 10", "timeout-minutes: 30")
     replace(newborn / "compose.yaml", "127.0.0.1:8000:8000", "127.0.0.1:9000:8000")
     # The template's line is another one now, with a lower version: taking it would be a step back.
-    replace(newborn / "Dockerfile", "python:3.14-slim-trixie AS", "python:3.15-slim-trixie AS")
+    replace(newborn / "Dockerfile", "python:3.15-slim-trixie AS", "python:3.16-slim-trixie AS")
     commit(newborn, "Change the template's files")
 
     done = update(newborn, "--no-suite", PATH=path)

@@ -127,10 +127,11 @@ class Postgres:
 
 @contextlib.contextmanager
 def postgres(password: str) -> Iterator[int]:
-    """Run a server whose role app has *password* for as long as the block lasts, and yield its port."""
+    """Run a server whose role app has *password* and the database app; yield its port."""
     server = Postgres()
     try:
         server.password(password)
+        server.database("app")
         yield server.port
     finally:
         server.end()
