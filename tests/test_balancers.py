@@ -115,10 +115,13 @@ def test_a_header_block_above_16_kib_never_reaches_the_service(site: Site, kib: 
 def test_an_instance_gets_as_many_requests_as_it_may_have(name: str, site: Site) -> None:
     with concurrent.futures.ThreadPoolExecutor(60) as pool:
         asked = [pool.submit(answered, site, "/slow?s=1.5") for _ in range(60)]
-        wait_for(lambda: site.in_flight() >= 15, "requests in the service")
-        assert site.in_flight() <= 20
+        in_flight = [0.0]
+        while not all(each.done() for each in asked):
+            in_flight.append(site.in_flight())
         given = Counter(each.result() for each in asked)
-    assert given[200] == 20
+    assert 15 <= max(in_flight) <= 20
+    # On a busy machine some come when the first are done.
+    assert 20 <= given[200] < 60
     assert set(given) <= {200, *TOO_MANY[name]}, given
 
 
