@@ -132,7 +132,8 @@ def test_a_flood_of_requests_waits_in_the_balancer(
     with concurrent.futures.ThreadPoolExecutor(count) as pool:
         asked = [pool.submit(answered, site, f"/slow?s={seconds}") for _ in range(count)]
         while not all(each.done() for each in asked):
-            assert site.in_flight() <= 20
+            # The balancer's own checks may be among them.
+            assert site.in_flight() <= 22
         given = Counter(each.result() for each in asked)
     assert given.keys() == expected
     assert given[200] >= 20
