@@ -40,7 +40,7 @@ for render in json.load(sys.stdin):
     render["output_dir"] = pathlib.Path(render["output_dir"])
     try:
         cruft.create(**render, no_input=True, default_config=True)
-    except Exception as error:
+    except Exception as error:  # of many kinds: cookiecutter, Jinja, git
         sys.exit(f"The template can't be rendered at {render['checkout']}: {error}")
 """
 # Where `make update` puts the template's branches and tags for a moment, in the service's repository.

@@ -96,6 +96,7 @@ def test_a_client_that_takes_none_of_its_answer_is_cut_off(site: Site) -> None:
         client.sendall(b"GET /stream?n=40000 HTTP/1.1\r\nHost: x\r\n\r\n")
         # It is over in the service when it has been cut off there, or when the balancer has all of it.
         wait_for(lambda: site.seen("/stream"), "the end of the request in the service")
+        # Twice the limit of 2 s, after which the balancer has cut the client off.
         time.sleep(4)
         assert not rest(client).endswith(b"\r\n0\r\n\r\n")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from kit.guests import Guests
-from kit.postgres import Postgres
+from kit.postgres import Postgres, running_postgres
 from kit.project import Project, Renders
 from kit.service import Service, clean_environment, wait_for
 
@@ -23,11 +23,8 @@ def project(renders: Renders) -> Project:
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[Postgres]:
-    server = Postgres()
-    try:
+    with running_postgres() as server:
         yield server
-    finally:
-        server.end()
 
 
 @pytest.fixture
@@ -89,6 +86,7 @@ def test_a_password_is_rotated_under_load(migrated: Start, postgres: Postgres, s
         postgres.password("second")
         # More clients need new connections, which the old password does not give any more.
         with Guests(service.port(), 12, "new").running() as new:
+            # Long enough for logins to be refused before the file follows.
             time.sleep(1)
             (secrets / "db_password").write_text("second")
             wait_for(lambda: new.answers > 100, "requests of the new clients")
@@ -126,6 +124,7 @@ def test_it_outlives_a_stop_of_postgresql(migrated: Start, postgres: Postgres) -
         postgres.stop()
         wait_for(lambda: service.readiness()["status"] == "fail", "readiness to follow")
         assert service.status("/-/healthy", "admin") == 200
+        # An outage that lasts: all limits of the pool and of statements have passed in it.
         time.sleep(8)
         assert service.status("/-/healthy", "admin") == 200
         postgres.start()
@@ -144,6 +143,7 @@ def test_nobody_waits_for_long_while_postgresql_stands_still(migrated: Start, po
         with postgres.frozen():
             wait_for(lambda: service.readiness()["status"] == "fail", "readiness to follow")
             before = len(load.refusals)
+            # As above.
             time.sleep(8)
             assert service.status("/-/healthy", "admin") == 200
             # Those without a connection are answered all the time.

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 from kit.engine import Engine, unique_name
-from kit.postgres import Postgres
+from kit.postgres import Postgres, running_postgres
 from kit.project import Project, Renders
 from kit.service import wait_for
 
@@ -35,11 +35,8 @@ def image(engine: Engine, project: Project) -> str:
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[Postgres]:
-    server = Postgres()
-    try:
+    with running_postgres() as server:
         yield server
-    finally:
-        server.end()
 
 
 def test_the_image_migrates_and_then_serves(

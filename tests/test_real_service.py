@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from kit.engine import Engine
-from kit.postgres import postgres
+from kit.postgres import running_postgres
 from kit.project import ROOT, Project, Renders, git
 from kit.tools import tool
 from kit.updates import commit, replace
@@ -35,8 +35,10 @@ COMPOSE = """services:
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[int]:
-    with postgres("for tests alone") as port:
-        yield port
+    with running_postgres() as server:
+        server.password("for tests alone")
+        server.database("app")
+        yield server.port
 
 
 @pytest.fixture(scope="module")

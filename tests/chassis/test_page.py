@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from kit.service import Service, exchange, wait_for
 from my_service.chassis.admin import History, history
+from my_service.chassis.event_loop import EventLoop
 from my_service.chassis.health import Health
 from my_service.chassis.lifecycle import Lifecycle, State
 from my_service.chassis.metrics import Metrics
@@ -25,7 +26,7 @@ class Watched:
     def __init__(self) -> None:
         self.lifecycle = Lifecycle()
         self.metrics = Metrics({"name": "x", "version": "1", "revision": ""}, int, int)
-        self.health = Health(self.lifecycle, None, 2.0)  # type: ignore[arg-type]
+        self.health = Health(self.lifecycle, EventLoop(), 2.0)
         self.history = History(self.metrics, self.lifecycle, self.health)
 
     def beat(self, lag_s: float = 0.0) -> history.Slot:
@@ -49,6 +50,7 @@ def test_a_slot_has_the_rates_the_p99_and_the_worst_lag_of_its_time(watched: Wat
     watched.metrics.observe_request("POST", "/slow", 503, 0.4)
     for _ in range(500):
         watched.metrics.observe_request("GET", "/-/ready", 503, 9)
+    # The rates are by the time that has passed: it must not be nothing.
     time.sleep(0.1)
     _, requests, errors, p99_ms, lag_ms = watched.beat(0.25)
     assert requests / errors == pytest.approx(50)

@@ -126,12 +126,10 @@ class Postgres:
 
 
 @contextlib.contextmanager
-def postgres(password: str) -> Iterator[int]:
-    """Run a server whose role app has *password* and the database app; yield its port."""
+def running_postgres() -> Iterator[Postgres]:
+    """Run a server for as long as the block lasts."""
     server = Postgres()
     try:
-        server.password(password)
-        server.database("app")
-        yield server.port
+        yield server
     finally:
         server.end()
