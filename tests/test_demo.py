@@ -11,13 +11,13 @@ from urllib.request import urlopen
 
 import pytest
 from kit.project import ROOT
-from kit.service import clean_environment, free_port
+from kit.service import clean_environment, free_ports
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("uv")
 def test_the_demo_answers_on_both_ports_until_ctrl_c(tmp_path: Path) -> None:
-    port, admin_port = str(free_port()), str(free_port())
+    port, admin_port = map(str, free_ports(2))
     demo = subprocess.Popen(
         (sys.executable, "-u", ROOT / "scripts" / "demo.py", tmp_path / "demo"),
         env=clean_environment(DEMO_PORT=port, DEMO_ADMIN_PORT=admin_port),

@@ -91,7 +91,12 @@ def registry(tmp_path: Path) -> Iterator[str]:
     )
     process = subprocess.Popen((tool("docker-registry"), "serve", settings), stderr=subprocess.DEVNULL)
     try:
-        wait_for(lambda: answers(port, "/v2/"), "the registry")
+
+        def is_there() -> bool:
+            assert process.poll() is None, f"the registry ended with {process.returncode}"
+            return answers(port, "/v2/")
+
+        wait_for(is_there, "the registry")
         yield address
     finally:
         process.kill()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from kit.hostile import SCALE, Behaved, statuses
-from kit.service import Service, free_port, rest, wait_for
+from kit.service import Service, free_ports, rest, wait_for
 from kit.tools import tool
 from kit.world import World
 
@@ -119,7 +119,7 @@ def _hears(service: Service, number: signal.Signals) -> bool:
 
 
 def test_killed_and_started_again_it_serves_at_once_on_the_same_port(world: World) -> None:
-    ports = {"http": free_port(), "admin": free_port()}
+    ports = dict(zip(("http", "admin"), free_ports(2), strict=True))
     for _ in range(3):
         service = world.start(ports=ports).ready()
         clients = [Behaved(service) for _ in range(10)]

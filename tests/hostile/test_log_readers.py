@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from kit.hostile import Behaved, memory
-from kit.service import Service, free_port, wait_for
+from kit.service import Service, free_ports, wait_for
 from kit.world import World
 
 pytestmark = pytest.mark.slow
@@ -20,7 +20,7 @@ REQUESTS = 8000
 
 def start(world: World, prefix: tuple[str, ...]) -> Service:
     """Start a service whose output goes elsewhere, so that its ports have to be known before."""
-    ports = {"http": free_port(), "admin": free_port()}
+    ports = dict(zip(("http", "admin"), free_ports(2), strict=True))
     return world.start(prefix=prefix, ports=ports).answering()
 
 

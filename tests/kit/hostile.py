@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import select
 import socket
 import time
 from pathlib import Path
@@ -14,6 +15,8 @@ from kit.service import Service, wait_for
 SCALE = int(os.environ.get("HOSTILE_SCALE", "1"))
 # After so many seconds without a byte, no more is expected of an answer.
 SILENCE = 0.03
+# The least time that a service of these tests keeps a connection that nobody uses (APP_HTTP_KEEP_ALIVE).
+IDLE_SECONDS = 4
 
 
 def some(client: socket.socket, silence: float = SILENCE) -> bytes:
@@ -41,24 +44,34 @@ class Behaved:
 
     def __init__(self, service: Service) -> None:
         self._sent = 0
+        self._service = service
         self._client = service.dial()
+        self._used = time.monotonic()
 
     def asks(self, path: str = "/trouble/x", last: bytes = b"\r\n\r\nx") -> float:
         """Send a request, whose answer ends with *last*; return how long the answer took."""
         self._sent += 1
         identity = f"behaved-{self._sent}"
+        request = f"GET {path} HTTP/1.1\r\nHost: good.test\r\nX-Request-ID: {identity}\r\n\r\n".encode()
+        if time.monotonic() - self._used > IDLE_SECONDS and self._is_ended():
+            self._client = self._service.dial()
         began = time.perf_counter()
-        self._client.sendall(
-            f"GET {path} HTTP/1.1\r\nHost: good.test\r\nX-Request-ID: {identity}\r\n\r\n".encode()
-        )
+        self._client.sendall(request)
         received = b""
         while not received.endswith(last):
             data = self._client.recv(65536)
             assert data, f"the connection of a well-behaved client ended: {received!r}"
             received += data
+        self._used = time.monotonic()
         assert received.startswith(b"HTTP/1.1 200 "), received
         assert identity.encode() in received, received
         return time.perf_counter() - began
+
+    def _is_ended(self) -> bool:
+        """Whether the service has ended the connection, as it may when nobody used it for a while."""
+        return bool(select.select((self._client,), (), (), 0)[0]) and not self._client.recv(
+            1, socket.MSG_PEEK
+        )
 
     def close(self) -> None:
         self._client.close()

@@ -55,15 +55,14 @@ def wait_for(condition: Callable[[], T], what: object = "", limit: float = 30.0,
 
 
 def free_port() -> int:
-    with socket.create_server((LOOPBACK, 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
+    return free_ports(1)[0]
 
 
 def free_ports(number: int, *, first: int = 20000, last: int = 30000, also: int = 0) -> list[int]:
     """Find ports that no outgoing connection is given meanwhile; with *also*, port + *also* is free too."""
     free: list[int] = []
-    for port in random.sample(range(first, last), 1000):
+    # Not the common generator, which Hypothesis seeds alike in all processes.
+    for port in random.SystemRandom().sample(range(first, last), 1000):
         with contextlib.suppress(OSError), contextlib.ExitStack() as held:
             for wanted in {port, port + also}:
                 held.enter_context(socket.create_server((LOOPBACK, wanted)))

@@ -11,7 +11,7 @@ from pathlib import Path
 from kazoo.client import KazooClient  # type: ignore[import-untyped]
 
 from kit.readers import run, running
-from kit.service import free_port
+from kit.service import free_port, free_ports
 from kit.tools import tool
 
 Store = Callable[[str, str], object]
@@ -20,7 +20,7 @@ Stored = Callable[[str], dict[str, str]]
 
 @contextmanager
 def etcd(folder: Path) -> Iterator[tuple[Store, Stored]]:
-    program, control, port, peer = tool("etcd"), tool("etcdctl"), free_port(), free_port()
+    program, control, (port, peer) = tool("etcd"), tool("etcdctl"), free_ports(2)
     url, peers = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{peer}"
     env = {"ETCDCTL_API": "3", "ETCDCTL_ENDPOINTS": url}
     options: dict[str, str] = {
