@@ -1,4 +1,4 @@
-.PHONY: demo quick test lint deps bench soak hostile clean
+.PHONY: demo quick test coverage lint deps bench soak hostile clean
 .DEFAULT_GOAL := test
 
 VENV := .venv/bin
@@ -11,6 +11,9 @@ test: .venv/ready  ## everything, the slow tests too
 
 quick: .venv/ready  ## what neither starts services nor builds environments: a minute
 	$(VENV)/python -m pytest -q -n 2 -m "not slow"
+
+coverage: .venv/ready  ## the tests of the chassis, and which of its lines and branches they run
+	MEASURE_COVERAGE=1 $(VENV)/python -m pytest tests/test_chassis.py -k "promises and starlette"
 
 lint: .venv/ready  ## all that .pre-commit-config.yaml lists
 	@$(VENV)/pre-commit run --all-files --show-diff-on-failure

@@ -50,7 +50,7 @@ def seen(process: Service, logger: str, *events: str) -> list[dict[str, Any]]:
         lines = [line for line in json_lines(process) if line["logger"] == logger and line["event"] in events]
         return lines if {line["event"] for line in lines} == set(events) else []
 
-    return wait_for(found, f"{events} of {logger}: {process.said()}", 10)
+    return wait_for(found, f"{events} of {logger}: {process.said()}")
 
 
 def has_all(process: Service, when: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from kit.service import Asking, Service, wait_for
 from my_service.chassis import metrics as metrics_module
-from my_service.chassis.metrics import METHODS, Metrics
+from my_service.chassis.metrics import METHODS, SCRAPE_TIMEOUT_S, Metrics
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, Summary
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
@@ -142,11 +142,11 @@ def test_a_hanging_collector_holds_one_thread_and_scrapes_are_told(start: Start)
         assert asking.answer is not None
         assert asking.answer.status == 503
         assert "/-/stacks" in asking.answer.text
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 60
     # The collection has been hanging for long: nobody waits for it any more.
     asked = time.monotonic()
     assert process.status("/metrics", "admin") == 503
-    assert time.monotonic() - asked < 1
+    assert time.monotonic() - asked < SCRAPE_TIMEOUT_S
     assert "apps/pings.py" in process.look("/-/stacks").partition("thread metrics\n")[2].partition("\n\n")[0]
     # One more, and the thread of faulthandler's timer, which comes and goes.
     wait_for(lambda: len(list(Path(f"/proc/{process.pid}/task").iterdir())) <= before + 2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -142,9 +141,9 @@ def test_a_line_has_a_clients_address_in_its_one_spelling_or_none(behind_proxies
 
 def test_a_long_header_of_a_proxy_is_read_in_no_time(behind_proxies: Service) -> None:
     for header in ("10.1.1.1," * 5000, "[" * 50000, ":" * 50000):
-        began = time.monotonic()
+        began = behind_proxies.cpu_seconds()
         assert behind_proxies.ask("/address/long", headers={"X-Forwarded-For": header}).status == 200
-        assert time.monotonic() - began < 1
+        assert behind_proxies.cpu_seconds() - began < 1
 
 
 @pytest.mark.parametrize("trusted", ["192.0.2.1", "", "10.0.0.0/8,::1"])

