@@ -17,7 +17,7 @@ TESTS = ROOT / "tests"
 CHASSIS = TESTS / "chassis"
 # The tests wait for processes more than they work.
 WORKERS = 3
-# Measuring more than doubles what a process costs: `make coverage` and CI ask for it.
+# Measuring more than doubles what a process costs: `make coverage` and the nightly run ask for it.
 MEASURED = "MEASURE_COVERAGE" in os.environ
 LIMIT_SECONDS = 1800
 # Of lines and branches of the chassis, in percent, by the tests with the first framework alone.
