@@ -20,9 +20,8 @@ from kit.service import Answer, Asking, Service, exchange, rest, wait_for
 from my_service.chassis.admin import Admin, serve
 from my_service.chassis.admin import server as admin_server
 from my_service.chassis.admin.endpoints import ENDPOINTS, Request, reply
-from my_service.chassis.admin.log_levels import Change, TemporaryLevels
+from my_service.chassis.levels import LEVELS, Change, TemporaryLevels
 from my_service.chassis.http.requests import RequestsInFlight
-from my_service.chassis.levels import LEVELS
 from starlette.responses import Response
 
 from .start import Start, elsewhere

@@ -23,7 +23,7 @@ from my_service.chassis.config import (
     secret,
     text,
 )
-from my_service.chassis.config.converters import log_levels
+from my_service.chassis.config.settings import log_levels
 from my_service.chassis.errors import ConfigurationError
 from my_service.chassis.secrets import Secret
 

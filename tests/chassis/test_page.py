@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from kit.service import Service, exchange, wait_for
-from my_service.chassis.admin import History, history
+from my_service.chassis.admin import History
+from my_service.chassis.admin import page as admin_page
 from my_service.chassis.event_loop import EventLoop
 from my_service.chassis.health import Health
 from my_service.chassis.lifecycle import Lifecycle, State
@@ -29,7 +30,7 @@ class Watched:
         self.health = Health(self.lifecycle, EventLoop(), 2.0)
         self.history = History(self.metrics, self.lifecycle, self.health)
 
-    def beat(self, lag_s: float = 0.0) -> history.Slot:
+    def beat(self, lag_s: float = 0.0) -> admin_page.Slot:
         """End a slot, and return it once it is there."""
         before = self.history.slots.copy()
         self.history.beat(lag_s)
@@ -39,7 +40,7 @@ class Watched:
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
-    monkeypatch.setattr(history, "SLOT_S", 0.0)
+    monkeypatch.setattr(admin_page, "SLOT_S", 0.0)
     return Watched()
 
 
@@ -63,10 +64,10 @@ def test_a_slot_has_the_rates_the_p99_and_the_worst_lag_of_its_time(watched: Wat
 
 
 def test_it_takes_no_more_memory_however_long_it_runs(watched: Watched) -> None:
-    for number in range(history.SLOTS + 20):
+    for number in range(admin_page.SLOTS + 20):
         watched.beat()
         watched.history.note(f"{number}")
-    assert len(watched.history.slots) == history.SLOTS
+    assert len(watched.history.slots) == admin_page.SLOTS
     assert len(watched.history.changes) == 20
 
 

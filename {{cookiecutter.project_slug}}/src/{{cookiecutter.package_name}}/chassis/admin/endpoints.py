@@ -15,14 +15,13 @@ from ..config import LoadedConfig, Settings
 from ..event_loop import EventLoop, Watchdog
 from ..health import Health, timestamp
 from ..http.requests import RequestsInFlight
+from ..levels import Change, TemporaryLevels
 from ..lifecycle import Lifecycle, State
 from ..logs import get_logger
 from ..metrics import Metrics
 from ..stacks import describe
 from .access import RefusedError, check_access, check_host, has_token
-from .history import History
-from .log_levels import Change, TemporaryLevels
-from .page import render
+from .page import History, render
 
 CHECK_PATH = "/-/ready/"
 HEALTH_JSON = "application/health+json"

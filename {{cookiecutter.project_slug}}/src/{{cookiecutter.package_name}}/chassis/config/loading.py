@@ -5,8 +5,11 @@ environ-config's own `to_config` stops at the first value that is refused, and d
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -16,12 +19,12 @@ import environ
 from ..errors import ConfigurationError, Problem
 from ..secrets import Secret, Secrets
 from .settings import Settings
-from .typos import misnamed_files, unknown_variables
 
 T = TypeVar("T", bound=Settings)
 
 ENTRY = "environ_config"  # environ-config's key in the metadata of a field.
 REQUIRED = environ.var().metadata[ENTRY].default
+SIMILARITY = 0.85  # This much of a name that may be another's must agree. At 0.8, a_key is taken for b_key.
 
 
 class SettingSpec(NamedTuple):
@@ -94,7 +97,7 @@ def load(cls: type[T], env: Mapping[str, str]) -> LoadedConfig[T]:
     config = walk.make(cls, "APP", cls.__name__)
     files = {value.spec.name: value.spec.file for value in values}
     missing = {file for file in files.values() if file} - walk.secrets.values.keys()
-    warnings = [*unknown_variables(files, env), *misnamed_files(missing, walk.secrets.directory)]
+    warnings = [*_unknown_variables(files, env), *_misnamed_files(missing, walk.secrets.directory)]
     if walk.problems:
         raise ConfigurationError(walk.problems, warnings)
     return LoadedConfig(config, walk.secrets, values, warnings)
@@ -176,6 +179,28 @@ class _Walk:
 
     def _add(self, label: str, problem: str) -> None:
         self.problems.append(Problem(label, self.secrets.redact(problem)))
+
+
+def _unknown_variables(known: Mapping[str, str | None], env: Mapping[str, str]) -> Iterator[Problem]:
+    """Warn of each variable that looks like a setting and is none; *known* has the file of each that is a secret."""
+    for name in sorted(env.keys() - known.keys()):
+        ours, wanted = name.startswith("APP_"), re.sub(r"\W", "_", name).upper()
+        if wanted.startswith("APP_") and (near := get_close_matches(wanted, known, 1, 0.6 if ours else SIMILARITY)):
+            meant = f"the secret file {known[near[0]]}" if known[near[0]] else near[0]
+            yield Problem(name, f"is no setting of this service; did you mean {meant}?")
+        elif ours:
+            yield Problem(name, "is no setting of this service; see the command config for all names")
+
+
+def _misnamed_files(missing: Collection[str], directory: Path) -> Iterator[Problem]:
+    """Warn of each file that is named nearly like a secret that is *missing*, such as ``DB-PASSWORD.txt``."""
+    # Reading the secrets says why the directory can't be listed, if there must be any.
+    with contextlib.suppress(OSError):
+        for path in sorted(directory.iterdir()):
+            names = [re.sub(r"\W", "_", name).lower().removeprefix("app_") for name in (path.name, path.stem)]
+            near = [meant for name in names for meant in get_close_matches(name, missing, 1, SIMILARITY)]
+            if near and path.name not in missing:
+                yield Problem(path.name, f"is no secret of this service; did you mean {directory / near[0]}?")
 
 
 def _fields(cls: type, prefix: str) -> Iterator[tuple[attrs.Attribute[Any], Any, str]]:
