@@ -46,8 +46,8 @@ ONCE = (
 
 @pytest.fixture(params=FRAMEWORKS)
 def service(request: pytest.FixtureRequest, renders: Renders) -> Project:
-    """A service of each framework, with what runs tests side by side."""
-    return renders.for_chassis(web_framework=request.param)
+    """A service of each framework, with what runs tests side by side, and with what only systemd asks for."""
+    return renders.for_chassis(web_framework=request.param, deploy_to="systemd")
 
 
 def follow(command: list[str | Path], cwd: Path, progress: Callable[[str], None], **environment: str) -> str:

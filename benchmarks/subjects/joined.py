@@ -4,7 +4,7 @@ import asyncio
 import sys
 
 import uvicorn
-from my_service.chassis.http.transport import JoinedWrites
+from my_service.chassis.http.connection import JoinedWrites
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 

@@ -27,7 +27,7 @@ class Checked:
         self.lifecycle.advance(State.READY)
         self.health = Health(self.lifecycle, EventLoop(), check_timeout, **options)
         self.registry = svcs.Registry()
-        self.health.watch(self.registry)
+        self.health.registry = self.registry
 
     def report(self) -> Report:
         return asyncio.run(self.health.ready())

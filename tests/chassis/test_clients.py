@@ -17,7 +17,7 @@ import uvloop
 from apps.hurried import LIMITS
 from kit.service import Service, rest, wait_for
 from my_service.chassis.http import server
-from my_service.chassis.http.transport import JoinedWrites
+from my_service.chassis.http.connection import JoinedWrites
 
 from .start import Start, started
 

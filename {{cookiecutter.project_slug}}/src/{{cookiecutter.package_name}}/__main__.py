@@ -24,6 +24,9 @@ def main() -> None:
 {%- if cookiecutter.tracing == "opentelemetry" %}
     from .chassis.tracing import start_tracing
 {%- endif %}
+{%- if cookiecutter.deploy_to == "systemd" %}
+    from .chassis.systemd import notify_systemd
+{%- endif %}
     from .config import Config
 
     service = Service(
@@ -37,6 +40,9 @@ def main() -> None:
         workers=getattr(services, "WORKERS", {}),
 {%- if cookiecutter.tracing == "opentelemetry" %}
         tracing=start_tracing,
+{%- endif %}
+{%- if cookiecutter.deploy_to == "systemd" %}
+        notify=notify_systemd,
 {%- endif %}
     )
     sys.exit(run(service, sys.argv[1:], os.environ))

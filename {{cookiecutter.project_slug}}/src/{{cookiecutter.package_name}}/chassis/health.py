@@ -87,7 +87,8 @@ class Health:
     """The readiness of this instance; it may be asked from any thread. *check_timeout* is in seconds.
 
     A failing ping of a *non_critical* service leaves the instance ready. This is for what all instances share: an
-    outage of it would otherwise take all of them out of the balancer. *redact* takes secrets out of a text.
+    outage of it would otherwise take all of them out of the balancer. *redact* takes secrets out of a text. The pings
+    of *registry* are the checks.
     """
 
     lifecycle: Lifecycle
@@ -96,7 +97,7 @@ class Health:
     non_critical: Collection[type] = ()
     redact: Callable[[str], str] = str
     on_check: Callable[[Check], None] = lambda _: None
-    _registry: svcs.Registry = attrs.field(factory=svcs.Registry, init=False)
+    registry: svcs.Registry = attrs.field(factory=svcs.Registry)
     _run: asyncio.Task[Report] | None = attrs.field(default=None, init=False)
     _last: Report = attrs.field(default=Report(State.STARTING), init=False)
     _ended: float = attrs.field(default=float("-inf"), init=False)
@@ -104,10 +105,6 @@ class Health:
     _pings: dict[str, asyncio.Task[BaseException | None]] = attrs.field(factory=dict, init=False)
     _threads: dict[str, Future[object]] = attrs.field(factory=dict, init=False)
     _failing: dict[str, float] = attrs.field(factory=dict, init=False)
-
-    def watch(self, registry: svcs.Registry) -> None:
-        """Take the pings of *registry* as readiness checks."""
-        self._registry = registry
 
     async def ready(self) -> Report:
         """Answer a readiness probe in the event loop; probes at the same time share one run of the checks."""
@@ -141,7 +138,7 @@ class Health:
 
     async def _run_checks(self) -> Report:
         services: dict[str, svcs.RegisteredService] = {}
-        for service in self._registry:
+        for service in self.registry:
             if service.ping is not None:
                 # A check has the name of its class, and also of the module if there is such a check already.
                 short = service.name.rpartition(".")[2]
@@ -179,11 +176,11 @@ class Health:
         is_plain = not iscoroutinefunction(ping)
 
         def acquire_and_ping() -> object:
-            with svcs.Container(self._registry) as container:
+            with svcs.Container(self.registry) as container:
                 return ping(container.get(kind))
 
         try:
-            async with svcs.Container(self._registry) as container:
+            async with svcs.Container(self.registry) as container:
                 if is_plain and not iscoroutinefunction(factory) and not isasyncgenfunction(factory):
                     outcome = await self._in_thread(name, acquire_and_ping)
                 else:

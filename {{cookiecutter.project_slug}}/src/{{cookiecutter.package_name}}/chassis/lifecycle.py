@@ -17,12 +17,16 @@ from collections.abc import Callable, Iterable
 from enum import StrEnum
 from types import FrameType
 
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
 from .logs import flush, get_logger
 from .stacks import await_chain, thread_stack, where
 
 # A stop may take 2 s beyond APP_DRAIN_DELAY + APP_DRAIN_TIMEOUT (contract, section 7); the rest is for the last lines.
 STOP_MARGIN_S = 1.7
 FLUSH_TIMEOUT_S = 0.2
+
+EVENTS = {"starting": "startup failed", "ready": "lifespan failed", "draining": "shutdown failed"}
 
 # Held by the thread that ends the process.
 _exiting = threading.RLock()
@@ -175,6 +179,28 @@ class Lifecycle:
             hint="what is named here was cut off",
         )
         exit_now(self.status or 1)
+
+
+async def run_lifespan(app: ASGIApp, lifecycle: Lifecycle, scope: Scope, receive: Receive, send: Send) -> None:
+    """Run *app* through ASGI's lifespan; if that fails or ends too early, stop the service, which can't go on."""
+    failure: str | None = None
+
+    async def note(message: Message) -> None:
+        nonlocal failure
+        if message["type"].endswith(".failed"):
+            failure = message.get("message", "")
+        await send(message)
+
+    try:
+        await app(scope, receive, note)
+        if failure is not None or not lifecycle.draining.is_set():
+            raise RuntimeError(failure or "the lifespan has ended, but nobody asked for it")
+    except BaseException as error:
+        # A start that was called off is cancelled at the very end.
+        if (event := EVENTS.get(lifecycle.state)) is not None:
+            get_logger("server").critical(event, exc_info=error)
+            lifecycle.stop(event, status=exit_status(error))
+        raise
 
 
 def exit_now(status: int) -> None:

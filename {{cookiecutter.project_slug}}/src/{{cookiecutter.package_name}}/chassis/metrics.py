@@ -1,5 +1,6 @@
 """Metrics for Prometheus, by OpenTelemetry's names; a service adds its own with prometheus-client as usual."""
 
+import asyncio
 import platform
 import threading
 import time
@@ -7,7 +8,7 @@ from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, wait
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Enum, Gauge, Histogram, Info, Metric
 from prometheus_client.exposition import choose_encoder
@@ -71,6 +72,11 @@ class Metrics:
             ("template_release_timestamp_seconds", "When that release was made.", TEMPLATE_RELEASED.timestamp),
         ):
             Gauge(name, text, registry=self._own).set_function(figure)
+
+    def count_uncaught(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Count an exception that nobody in the event loop catches, and have it logged."""
+        self.uncaught.inc()
+        loop.default_exception_handler(context)
 
     def count_refusal(self, reason: str) -> None:
         """Count what was refused, for one of the reasons above."""

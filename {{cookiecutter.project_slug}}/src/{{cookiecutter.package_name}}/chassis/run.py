@@ -7,7 +7,7 @@ import importlib.util
 import os
 import platform
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import svcs
@@ -15,18 +15,16 @@ import uvloop
 
 from . import admin, logs, secrets, standard_logging
 from .config import LoadedConfig, Settings, load
-from .errors import ConfigurationError, Problem
+from .errors import ConfigurationError, Problem, use_problems
 from .event_loop import EventLoop, Watchdog
 from .health import Health
 from .http.middleware import Middleware
-from .http.problems import use_problems
 from .http.requests import RequestsInFlight, websocket_paths
 from .http.server import Server, StartupFailedError, listen
 from .lifecycle import Lifecycle, State, exit_now, exit_status
 from .metrics import Metrics
 from .output import ensure_standard_streams
 from .service import Service
-from .systemd import Notifier
 from .workers import Workers
 
 log = logs.get_logger("service")
@@ -108,7 +106,7 @@ async def _serve(
     operations: list[socket.socket],
 ) -> int:
     config, version = loaded.config, importlib.metadata.version(service.name)
-    event_loop, requests, notifier = EventLoop(), RequestsInFlight(), Notifier(env)
+    event_loop, requests = EventLoop(), RequestsInFlight()
     tracing = service.tracing(service.name, version, env) if service.tracing is not None else None
     lifecycle.requests = lambda: len(requests)
     build = {"name": service.name, "version": version, "revision": config.build.revision or ""}
@@ -118,17 +116,18 @@ async def _serve(
     metrics.follow(lifecycle, health, loaded.secrets)
     watchdog = Watchdog(event_loop, config.health.stall_limit, lambda: requests.running(event_loop.loop))
     history = admin.History(metrics, lifecycle, health)
-    lifecycle.observe(notifier.state)
-    asyncio.get_running_loop().set_exception_handler(_count_uncaught(metrics))
+    asyncio.get_running_loop().set_exception_handler(metrics.count_uncaught)
     operator = admin.Admin(
         service.name, version, config, loaded, lifecycle, event_loop, health, metrics, requests, watchdog, history
     )
     for sock in operations:
         admin.serve(sock, operator)
     fixed = [value.variable for value in loaded.values if value.variable is not None]
-    observers = (metrics.lag.observe, watchdog.beat, notifier.beat, history.beat, lambda _: standard_logging.restore())
+    observers: list[Callable[[float], None]] = [metrics.lag.observe, watchdog.beat, history.beat]
+    if service.notify is not None:
+        observers.append(service.notify(lifecycle, env))
     tasks = [
-        asyncio.create_task(event_loop.run(*observers)),
+        asyncio.create_task(event_loop.run(*observers, lambda _: standard_logging.restore())),
         asyncio.create_task(secrets.watch(loaded.secrets, config.secrets.refresh, lifecycle.hangup, fixed)),
     ]
     addresses = {"http": _address(http[0]) if http else None, "admin": _address(operations[0])}
@@ -137,7 +136,7 @@ async def _serve(
     registry.register_value(Lifecycle, lifecycle, enter=False)
     service.register(registry, config)
     workers = Workers(service.workers, worker, lifecycle, registry, config)
-    health.watch(registry)
+    health.registry = registry
     if not worker:
         app = service.create_app(config, registry)
         use_problems(app)
@@ -178,16 +177,6 @@ async def _until_stopped(server: Server, sockets: list[socket.socket], lifecycle
     if error is not None and not isinstance(error, StartupFailedError):
         raise error
     return 1 if server.cut_off else 0
-
-
-def _count_uncaught(metrics: Metrics) -> Any:
-    """Return a handler for exceptions that nobody in the event loop catches: it counts them and has them logged."""
-
-    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        metrics.uncaught.inc()
-        loop.default_exception_handler(context)
-
-    return handle
 
 
 def _warn_of_websockets(app: Any) -> None:

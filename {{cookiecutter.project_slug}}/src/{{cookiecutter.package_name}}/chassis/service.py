@@ -8,6 +8,7 @@ import attrs
 import svcs
 from starlette.types import ASGIApp, Scope
 
+from .lifecycle import Lifecycle
 from .workers import Worker
 
 # Ends a span, given the response's status and the route; returns the ids of a span that is sent, for an exemplar.
@@ -68,6 +69,7 @@ class Service:
         workers: Its workers by name: work that no request waits for.
         tracing: Starts to make spans, given name, version and environment, if there are to be any.
         commands: Its own commands, by their names.
+        notify: Tells a service manager of the lifecycle, given that and the environment; returns what beats call.
     """
 
     name: str
@@ -79,3 +81,4 @@ class Service:
     workers: Mapping[str, type[Worker]] = attrs.field(factory=dict)
     tracing: Callable[[str, str, Mapping[str, str]], Tracing | None] | None = None
     commands: Mapping[str, Command] = attrs.field(factory=dict)
+    notify: Callable[[Lifecycle, Mapping[str, str]], Callable[[float], None]] | None = None

@@ -1,10 +1,10 @@
 """Who may ask for what on the admin port: the Host, the token and the Origin of a request."""
 
 import hmac
-import ipaddress
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from ..http.requests import parse_address
 from ..secrets import Secret
 
 
@@ -26,7 +26,7 @@ def has_token(headers: Mapping[str, str], token: Secret) -> bool:
 def check_host(headers: Mapping[str, str], client: str, own_host: str) -> None:
     """Refuse a browser on this machine that came by a foreign name, which resolves to loopback (DNS rebinding)."""
     host = urlsplit(f"//{headers.get('host', 'localhost')}").hostname or ""
-    if _is_loopback(client) and host not in {"localhost", own_host} and _address(host) is None:
+    if _is_loopback(client) and host not in {"localhost", own_host} and parse_address(host) is None:
         raise RefusedError(403, "This Host is not one of this port: use its address, or localhost.")
 
 
@@ -45,14 +45,5 @@ def check_access(headers: Mapping[str, str], client: str, token: Secret, is_chan
 
 
 def _is_loopback(client: str) -> bool:
-    address = _address(client)
+    address = parse_address(client)
     return address is not None and address.is_loopback
-
-
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """Return *text* as an address. A socket for both families shows an IPv4 client as a mapped IPv6 address."""
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        return None
-    return getattr(address, "ipv4_mapped", None) or address

@@ -1,5 +1,7 @@
 """One client's connection: uvicorn's protocol, with limits to a request's header block and what RFC 9112 asks for.
 
+An answer costs one system call: uvicorn writes header block and body apart, and each call costs more than the rest.
+
 Only here is something used that uvicorn does not publish: four of its methods are overridden. docs/upstream.md of the
 template says which change in uvicorn would make each of them unnecessary.
 """
@@ -11,19 +13,17 @@ from http import HTTPStatus
 from typing import Any, Self, cast
 
 import httptools
-from starlette.responses import Response
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from ..errors import PROBLEM_JSON, problem
+from ..errors import problem
 from ..service import Limits
-from .transport import JoinedWrites
 
-TOO_MANY = Response(
-    problem(503, "The service has as many connections as it may have."),
-    503,
-    {"Retry-After": "1", "Connection": "close"},
-    PROBLEM_JSON,
+# Above this size, only the transport's own back pressure keeps a fast writer from filling the memory.
+JOIN_LIMIT_BYTES = 64 * 1024
+
+TOO_MANY = problem(
+    503, "The service has as many connections as it may have.", {"Retry-After": "1", "Connection": "close"}
 )
 
 
@@ -131,12 +131,53 @@ class HttpProtocol(HttpToolsProtocol):
             if self.is_busy:
                 self.cycle.disconnected = True
                 self.cycle.message_event.set()
-            answer = Response(problem(status, detail), status, {"Connection": "close"}, PROBLEM_JSON)
+            answer = problem(status, detail, {"Connection": "close"})
             fields = [*self.server_state.default_headers, *answer.raw_headers]
             head = [b"HTTP/1.1 %d %s" % (status, HTTPStatus(status).phrase.encode()), *(b"%s: %s" % f for f in fields)]
             self.transport.write(b"\r\n".join([*head, b"", bytes(answer.body)]))
             self.transport.write_eof()
             self.loop.call_later(self.limits.linger_s, self.transport.close)
+
+
+class JoinedWrites:
+    """An asyncio transport that sends together what is written in one iteration of the event loop."""
+
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._parts: list[bytes] = []
+        self._bytes = 0
+        self.is_closing = transport.is_closing
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send *data* with whatever else is written before the event loop goes round."""
+        if not self._parts:
+            self._loop.call_soon(self._flush)
+        self._parts.append(data)
+        self._bytes += len(data)
+        if self._bytes >= JOIN_LIMIT_BYTES:
+            self._flush()
+
+    def write_eof(self) -> None:
+        """End this direction after what was written."""
+        self._flush()
+        self._transport.write_eof()
+
+    def close(self) -> None:
+        """Close the connection after what was written."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        data = b"".join(self._parts)
+        self._parts.clear()
+        self._bytes = 0
+        # A client may have reset the connection since.
+        if data and not self.is_closing():
+            self._transport.write(data)
 
 
 class Connection(asyncio.Protocol):

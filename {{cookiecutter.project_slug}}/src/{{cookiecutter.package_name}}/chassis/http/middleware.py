@@ -13,18 +13,17 @@ from typing import Any
 import attrs
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..errors import PROBLEM_JSON, problem
+from ..errors import problem
 from ..health import Health
-from ..lifecycle import Lifecycle, State
+from ..lifecycle import Lifecycle, State, run_lifespan
 from ..logs import REQUEST, get_logger, log_request
 from ..metrics import METHODS, Metrics
 from ..service import EndSpan, Limits, Tracing
 from .body import RequestBody
-from .lifespan import run_lifespan
-from .requests import SCOPE, RequestsInFlight, route_template, spell
+from .requests import SCOPE, RequestsInFlight, parse_address, route_template
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._~:=+/@-]{1,128}")
 # https://www.w3.org/TR/trace-context/#traceparent-header
@@ -190,8 +189,7 @@ class Exchange:
         """Answer with a problem, unless another answer has begun."""
         if not self.status:
             self._is_dropped = False
-            answer = Response(problem(status, detail, **more), status, headers, PROBLEM_JSON)
-            await answer(self.scope, self._receive, self.send)
+            await problem(status, detail, headers, **more)(self.scope, self._receive, self.send)
 
     async def send(self, message: Message) -> None:
         """Pass on what the service answers, with the headers that every answer has."""
@@ -236,12 +234,13 @@ class Exchange:
         exemplar = self._end_span(status, route) if self._end_span is not None else None
         if scope["type"] == "http":
             middleware.metrics.observe_request(method, route or "", status, duration_s, exemplar)
+        client = parse_address(scope["client"][0]) if scope["client"] else None
         fields = {
             "method": method,
             "path": scope["raw_path"].decode("ascii", "backslashreplace"),
             "route": route,
             "status": status,
             "duration_ms": round(duration_s * 1000, 3),
-            "client": spell(scope["client"][0]) if scope["client"] else None,
+            "client": str(client) if client else None,
         }
         log_request(fields, self._ids)

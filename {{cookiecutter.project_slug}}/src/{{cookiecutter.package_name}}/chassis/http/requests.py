@@ -8,12 +8,12 @@ import ipaddress
 import itertools
 import time
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from starlette.routing import BaseRoute, Mount, WebSocketRoute
 from starlette.types import Scope
 
+from ..health import timestamp
 from ..stacks import await_chain, where
 
 # The request at hand, for what passes its trace on.
@@ -60,8 +60,8 @@ class RequestsInFlight:
         if (now := time.monotonic()) - self._period_began > self.PERIOD_S:
             self._period_began, self._before, self._slowest = now, self._slowest, []
         if len(self._slowest) < self.SLOWEST_KEPT or duration_s > self._slowest[0][0]:
-            ended = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-            what = {"ended": ended, "duration_ms": round(duration_s * 1000, 3), "status": status, **exchange.as_dict()}
+            ended, took_ms = timestamp(time.time()), round(duration_s * 1000, 3)
+            what = {"ended": ended, "duration_ms": took_ms, "status": status, **exchange.as_dict()}
             push = heapq.heappush if len(self._slowest) < self.SLOWEST_KEPT else heapq.heapreplace
             push(self._slowest, (duration_s, next(self._serial), what))
 
@@ -143,10 +143,10 @@ def websocket_paths(routes: Iterable[BaseRoute], prefix: str = "") -> Iterator[s
 
 
 @functools.lru_cache(maxsize=1024)
-def spell(client: str) -> str | None:
-    """Return an address in the one spelling that everybody looks for (RFC 5952; IPv4 as IPv4), None if it is none."""
+def parse_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return *text* as an address, None if it is none. A socket for both families shows IPv4 clients as mapped ones."""
     try:
-        address = ipaddress.ip_address(client)
+        address = ipaddress.ip_address(text)
     except ValueError:
         return None
-    return str(getattr(address, "ipv4_mapped", None) or address)
+    return getattr(address, "ipv4_mapped", None) or address

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import functools
+import itertools
 import resource
 import socket
 import time
@@ -41,28 +42,20 @@ def listen(host: str, port: int) -> list[socket.socket]:
         OSError: An address can't be had: in use, unknown, not allowed.
     """
     sockets: list[socket.socket] = []
-    wanted = port
     # The wildcard of IPv6 gets a second socket: on one socket for both, IPv4 clients are called ::ffff:192.0.2.1.
-    for name in ("::", "0.0.0.0") if host == "::" else (host,):
-        for family, kind, protocol, _, address in socket.getaddrinfo(
-            name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        ):
-            sock = socket.socket(family, kind, protocol)
-            sockets.append(sock)
-            try:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                sock.bind((address[0], port, *address[2:]))
-                sock.listen(BACKLOG)
-            except OSError as error:
-                for each in sockets:
-                    each.close()
-                if wanted == 0 and port and error.errno == errno.EADDRINUSE:
-                    # What is free for one address is not always free for the other.
-                    return listen(host, 0)
-                raise
-            port = sock.getsockname()[1]
+    names, free = ("::", "0.0.0.0") if host == "::" else (host,), port
+    found = [socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE) for name in names]
+    try:
+        for family, _, _, _, address in itertools.chain(*found):
+            sockets.append(socket.create_server((address[0], free, *address[2:]), family=family, backlog=BACKLOG))
+            free = sockets[-1].getsockname()[1]
+    except OSError as error:
+        for sock in sockets:
+            sock.close()
+        if port == 0 and sockets and error.errno == errno.EADDRINUSE:
+            # What is free for one address is not always free for the other.
+            return listen(host, 0)
+        raise
     return sockets
 
 
