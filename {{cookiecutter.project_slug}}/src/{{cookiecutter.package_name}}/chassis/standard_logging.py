@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from .levels import LEVELS
 from .lines import plain, shown
@@ -11,6 +11,10 @@ from .lines import plain, shown
 
 class Handler(logging.Handler):
     """Renders the records of the standard library by *formatter*, and has them written by *write*."""
+
+    # The one that all records go to, once there is one.
+    installed: "ClassVar[Handler | None]" = None
+    is_displaced = False
 
     def __init__(self, formatter: logging.Formatter, write: Callable[[str], None]) -> None:
         super().__init__()
@@ -29,7 +33,7 @@ class Handler(logging.Handler):
 
     def close(self) -> None:
         """Notice that a library replaces the configuration of logging: it closes all handlers then."""
-        STATE.is_displaced = True
+        self.is_displaced = True
         super().close()
 
 
@@ -49,40 +53,28 @@ class Logger(logging.Logger):
 logging.setLoggerClass(Logger)
 
 
-class _State:
-    """Our handler, and whether it has been closed."""
-
-    handler: logging.Handler | None = None
-    is_displaced = False
-
-
-STATE = _State()
-
-
 def install(handler: Handler) -> None:
     """Let *handler* have all records from now on."""
-    STATE.handler = handler
+    Handler.installed = handler
     logging.basicConfig(handlers=[handler], force=True)
     logging.setLogRecordFactory(_make_record)
     logging.captureWarnings(True)
-    # Our own former handler has just been closed.
-    STATE.is_displaced = False
 
 
 def restore() -> None:
     """Put our handler and levels back if a library has replaced them (``fileConfig``, ``basicConfig(force=True)``)."""
-    root = logging.getLogger()
-    is_ours = STATE.handler in root.handlers and root.level == LEVELS.threshold("root") and not root.manager.disable
-    if STATE.handler is None or (is_ours and not STATE.is_displaced):
+    root, ours = logging.getLogger(), Handler.installed
+    is_ours = ours in root.handlers and root.level == LEVELS.threshold("root") and not root.manager.disable
+    if ours is None or (is_ours and not ours.is_displaced):
         return
-    STATE.is_displaced = False
+    ours.is_displaced = False
     logging.disable(logging.NOTSET)
     for logger in (root, *map(logging.getLogger, list(root.manager.loggerDict))):
         logger.disabled = False
         for handler in logger.handlers[:]:
             if isinstance(handler, logging.StreamHandler) and handler.stream in (sys.stdout, sys.stderr):
                 logger.removeHandler(handler)
-    root.addHandler(STATE.handler)
+    root.addHandler(ours)
     LEVELS.apply()
     logging.getLogger("logs").warning(
         "logging restored", extra={"hint": "a library had replaced the configuration of logging"}

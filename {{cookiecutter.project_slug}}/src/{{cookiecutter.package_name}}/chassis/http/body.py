@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable
 
+import attrs
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import MAX_BODY_SIZE_SCOPE_KEY
@@ -36,30 +37,25 @@ def _is_odd(body: bytes) -> bool:
     return False
 
 
+@attrs.define(eq=False)
 class RequestBody:
     """Receives a body of *announced* bytes (0: unknown), at most *limit* or what its route has as ``max_body_size``."""
 
-    def __init__(
-        self,
-        receive: Receive,
-        scope: Scope,
-        announced: int,
-        limit: int,
-        limits: Limits,
-        count_refusal: Callable[[str], None],
-    ) -> None:
-        self._limits = limits
-        self._receive = receive
-        self._scope = scope
-        self._announced = announced
-        self._limit = limit
-        self._count_refusal = count_refusal
-        self._bytes = 0
-        self._waited_s = 0.0
-        self._more = True
-        # What has come of JSON, which is checked at its end.
-        self._json: bytearray | None = bytearray() if _is_json(scope) else None
-        self.is_refused = False
+    _receive: Receive
+    _scope: Scope
+    _announced: int
+    _limit: int
+    _limits: Limits
+    _count_refusal: Callable[[str], None]
+    is_refused: bool = False
+    _bytes: int = 0
+    _waited_s: float = 0.0
+    _more: bool = True
+    # What has come of JSON, which is checked at its end.
+    _json: bytearray | None = None
+
+    def __attrs_post_init__(self) -> None:
+        self._json = bytearray() if _is_json(self._scope) else None
 
     async def receive(self) -> Message:
         """Return the next part.
