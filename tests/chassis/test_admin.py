@@ -20,7 +20,7 @@ from kit.service import Answer, Asking, Service, exchange, rest, wait_for
 from my_service.chassis.admin import Admin, serve
 from my_service.chassis.admin import server as admin_server
 from my_service.chassis.admin.endpoints import ENDPOINTS, Request, reply
-from my_service.chassis.levels import LEVELS, Change, TemporaryLevels
+from my_service.chassis.standard_logging import LEVELS, Change, TemporaryLevels
 from my_service.chassis.http.requests import RequestsInFlight
 from starlette.responses import Response
 

@@ -9,7 +9,6 @@ import time
 import traceback
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, wait
-from datetime import UTC, datetime
 from inspect import isasyncgenfunction, isawaitable, iscoroutinefunction, unwrap
 
 import attrs
@@ -17,6 +16,7 @@ import svcs
 
 from .event_loop import BEAT_S, EventLoop
 from .lifecycle import Lifecycle, State
+from .lines import timestamp
 from .logs import get_logger
 from .stacks import run_in_thread
 
@@ -26,11 +26,6 @@ FRESH_S = 1.0
 STUCK_S = 0.5
 
 log = get_logger("health")
-
-
-def timestamp(seconds: float) -> str:
-    """Return *seconds* since 1970 in the form of RFC 3339, in UTC."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 @attrs.frozen

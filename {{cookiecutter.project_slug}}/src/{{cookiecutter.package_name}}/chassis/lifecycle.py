@@ -14,13 +14,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import wait
 from enum import StrEnum
 from types import FrameType
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .logs import flush, get_logger
-from .stacks import await_chain, thread_stack, where
+from .stacks import await_chain, run_in_thread, thread_stack, where
 
 # A stop may take 2 s beyond APP_DRAIN_DELAY + APP_DRAIN_TIMEOUT (contract, section 7); the rest is for the last lines.
 STOP_MARGIN_S = 1.7
@@ -47,15 +48,11 @@ class Lifecycle:
     """The life of this instance. The server drives it; health, requests, systemd and the admin port look at it.
 
     A service finds it in its svcs registry: a long answer ends itself after ``await lifecycle.draining.wait()``.
-
-    Args:
-        delay_s: Seconds between a stop signal and closing the listener.
-        timeout_s: Seconds that in-flight requests may take after that.
     """
 
     def __init__(self, delay_s: float = 0, timeout_s: float = 0) -> None:
-        self.delay_s = delay_s
-        self.timeout_s = timeout_s
+        # Between a stop signal and closing the listener; and for in-flight requests after that.
+        self.delay_s, self.timeout_s = delay_s, timeout_s
         # Seconds since 1970, for people; all durations are measured by a clock that nobody sets.
         self.started = time.time()
         self._began = time.monotonic()
@@ -212,9 +209,7 @@ def exit_now(status: int) -> None:
             child.terminate()
     with contextlib.suppress(Exception):
         # What was printed without a line end; whoever reads it may not do so any more.
-        printed = threading.Thread(target=sys.stdout.flush, daemon=True)
-        printed.start()
-        printed.join(FLUSH_TIMEOUT_S)
+        wait({run_in_thread("print", sys.stdout.flush)}, FLUSH_TIMEOUT_S)
     flush(FLUSH_TIMEOUT_S)
     os._exit(status)
 

@@ -2,12 +2,12 @@
 
 import contextlib
 import enum
-import functools
 import io
 import json
 import math
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -32,15 +32,13 @@ _encode = msgspec.json.Encoder().encode
 
 
 def first_fields(level: str, logger: str, event: object) -> EventDict:
-    """Return what every line begins with; the time is in UTC, as RFC 3339 has it."""
-    now = time.time()
-    timestamp = f"{_utc(int(now))}.{int(now % 1 * 1e6):06d}Z"
-    return {"timestamp": timestamp, "level": level, "logger": logger, "event": event}
+    """Return what every line begins with."""
+    return {"timestamp": timestamp(time.time(), "microseconds"), "level": level, "logger": logger, "event": event}
 
 
-@functools.lru_cache(maxsize=1)
-def _utc(second: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+def timestamp(seconds: float, precision: str = "milliseconds") -> str:
+    """Return *seconds* since 1970 in the form of RFC 3339, in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec=precision).replace("+00:00", "Z")
 
 
 def renamed(fields: EventDict) -> EventDict:

@@ -23,9 +23,9 @@ from structlog.stdlib import ExtraAdder, ProcessorFormatter
 from structlog.typing import EventDict, Processor
 
 from . import standard_logging
-from .levels import LEVELS
 from .lines import LINE_BYTES, first_fields, people_chain, plain, renamed, shown, to_json
 from .output import Output
+from .standard_logging import LEVELS
 
 # Seconds that the last lines of a process wait for their reader.
 EXIT_FLUSH_TIMEOUT_S = 1.0
@@ -37,32 +37,28 @@ LEVEL_OF = {"warn": "warning", "exception": "error", "fatal": "critical"}
 # The ids of the request at hand; every line of the request has them.
 REQUEST: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("request")
 _NO_REQUEST: Mapping[str, str] = {}
+# What renders lines for people; nothing while they are for machines. And request lines that are not written yet.
+_people: list[Processor] = []
+_request_lines: list[bytes] = []
 _format_arguments = structlog.stdlib.PositionalArgumentsFormatter()
 
 
 def configure(level: str, format: str, levels: Mapping[str, str] | None = None) -> None:
-    """Send everything that is logged to stdout as ``json`` or ``console`` lines.
-
-    Args:
-        level: The lowest level that is logged.
-        format: ``json``, ``console``, or ``auto``: console on a terminal, otherwise json.
-        levels: Levels of single loggers.
-    """
+    """Send what is logged to stdout as ``json`` or ``console`` lines; ``auto``: console on a terminal."""
     numbers = logging.getLevelNamesMapping()
     quiet = {name: least for name, least in QUIET.items() if numbers[least.upper()] > numbers[level.upper()]}
     LEVELS.configure({**quiet, **(levels or {}), "root": level})
-    STATE.console = format == "console" or (format == "auto" and os.isatty(1))
+    is_for_people = format == "console" or (format == "auto" and os.isatty(1))
+    _people[:] = people_chain(colors=os.isatty(1)) if is_for_people else []
     shared: list[Processor] = [structlog.contextvars.merge_contextvars, _begin]
-    people = people_chain(colors=os.isatty(1)) if STATE.console else []
-    render: list[Processor] = [functools.partial(_render, people)]
     structlog.configure(
-        processors=[_filter_by_level, _add_arguments, structlog.processors.StackInfoRenderer(), *shared, *render],
+        processors=[_filter_by_level, _add_arguments, structlog.processors.StackInfoRenderer(), *shared, _render],
         wrapper_class=structlog.stdlib.BoundLogger,
         logger_factory=_Sink,
         cache_logger_on_first_use=True,
     )
     formatter = ProcessorFormatter(
-        foreign_pre_chain=[_add_extra, *shared], processors=[ProcessorFormatter.remove_processors_meta, *render]
+        foreign_pre_chain=[_add_extra, *shared], processors=[ProcessorFormatter.remove_processors_meta, _render]
     )
     standard_logging.install(standard_logging.Handler(formatter, _write))
     sys.excepthook = _log_uncaught
@@ -94,20 +90,21 @@ def log_request(fields: Mapping[str, object], ids: Mapping[str, str]) -> None:
     """
     if LEVELS.threshold("http") > logging.INFO:
         return
-    if STATE.console:
+    if _people:
         get_logger("http").info("request", **fields, **ids)
         return
     line = {**first_fields("info", "http", "request"), **fields, **ids}
     if bound := structlog.contextvars.get_contextvars():
         line = {**plain(bound), **line}
-    if not STATE.request_lines:
+    if not _request_lines:
         # Requests come in crowds; a system call for each line would be the dearest part of it.
         asyncio.get_running_loop().call_soon(_write_request_lines)
-    STATE.request_lines.append(to_json(line) + b"\n")
+    _request_lines.append(to_json(line) + b"\n")
 
 
 def _write_request_lines() -> None:
-    lines, STATE.request_lines = STATE.request_lines, []
+    lines = _request_lines[:]
+    del _request_lines[: len(lines)]
     output().write(*lines)
 
 
@@ -126,17 +123,6 @@ def configure_child() -> None:
         level, format, levels = (os.environ.get(f"APP_LOG_{name}", "") for name in ("LEVEL", "FORMAT", "LEVELS"))
         single = {name: level.lower() for name, level in re.findall(r"([^\s,=]+)=(\w+)", levels)}
         configure(level.lower() or "info", format.lower() or "auto", single)
-
-
-class _State:
-    """What `configure` decided, and request lines that are not written yet."""
-
-    def __init__(self) -> None:
-        self.console = False
-        self.request_lines: list[bytes] = []
-
-
-STATE = _State()
 
 
 def _write(line: str) -> None:
@@ -186,11 +172,11 @@ def _begin(logger: Any, method: str, event: EventDict) -> EventDict:
     return {**line, **fields, **REQUEST.get(_NO_REQUEST), **fields}
 
 
-def _render(people: list[Processor], logger: Any, method: str, event: EventDict) -> str:
+def _render(logger: Any, method: str, event: EventDict) -> str:
     """Render a line, in whatever state its fields are: logging must never raise."""
     with contextlib.suppress(Exception):
         line: Any = dict(event)
-        for processor in people:
+        for processor in _people:
             line = processor(logger, method, line)
         if isinstance(line, str) and len(line) <= LINE_BYTES:
             return line

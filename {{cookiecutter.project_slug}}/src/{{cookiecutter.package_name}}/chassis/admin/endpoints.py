@@ -9,18 +9,20 @@ from typing import Any, NamedTuple
 
 import attrs
 import msgspec
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ..config import LoadedConfig, Settings
 from ..event_loop import EventLoop, Watchdog
-from ..health import Health, timestamp
+from ..health import Health
 from ..http.requests import RequestsInFlight
-from ..levels import Change, TemporaryLevels
 from ..lifecycle import Lifecycle, State
+from ..lines import timestamp
 from ..logs import get_logger
 from ..metrics import Metrics
 from ..stacks import describe
-from .access import RefusedError, check_access, check_host, has_token
+from ..standard_logging import Change, TemporaryLevels
+from .access import check_access, check_host, has_token
 from .page import History, render
 
 CHECK_PATH = "/-/ready/"
@@ -78,20 +80,20 @@ class Admin:
     levels: TemporaryLevels = attrs.field(default=attrs.Factory(lambda self: TemporaryLevels(self.history.note), True))
 
     def respond(self, request: Request) -> Response:
-        """Respond to *request*, if this client may send it; raise RefusedError otherwise."""
+        """Respond to *request*, if this client may send it; raise HTTPException otherwise."""
         check_host(request.headers, request.client, self.settings.admin.host)
         method = "GET" if request.method == "HEAD" else request.method
         endpoint = ONE_CHECK if request.path.startswith(CHECK_PATH) else ENDPOINTS.get(request.path)
         if endpoint is None:
-            raise RefusedError(404, "There is nothing here; / lists what there is.")
+            raise HTTPException(404, "There is nothing here; / lists what there is.")
         if (answer := endpoint.methods.get(method)) is None:
             allowed = ", ".join([*endpoint.methods, "HEAD"])
-            raise RefusedError(405, f"Only {allowed}.", {"Allow": allowed})
+            raise HTTPException(405, f"Only {allowed}.", {"Allow": allowed})
         check_access(request.headers, request.client, self.settings.admin.token, method != "GET", endpoint.guarded)
         try:
             value = answer(self, request)
             return value if isinstance(value, Response) else reply(value)
-        except RefusedError:
+        except HTTPException:
             raise
         except Exception:
             log.exception("admin request failed", path=request.path)
@@ -102,7 +104,7 @@ class Admin:
         links["/-/requests?group=where"] = "where requests wait"
         report, detailed = self.health.ready_from_thread(), self._may_see_details(request)
         slowest, lately = None, (self.history.slots.copy(), self.changes())
-        with contextlib.suppress(RefusedError):
+        with contextlib.suppress(HTTPException):
             check_access(request.headers, request.client, self.settings.admin.token, False, is_guarded=True)
             slowest = self.requests.slowest()[:5]
         html = render(self.about(), report, detailed, self.config(), links, *lately, slowest)
@@ -127,7 +129,7 @@ class Admin:
         checks = {check.name: check for check in report.checks}
         check = checks.get(request.path.removeprefix(CHECK_PATH))
         if check is None:
-            raise RefusedError(404, f"No such check while {report.word}; there are: {', '.join(checks) or 'none'}.")
+            raise HTTPException(404, f"No such check while {report.word}; there are: {', '.join(checks) or 'none'}.")
         age_s = round(time.monotonic() - check.ended, 3)
         body = {**check.as_dict(self._may_see_details(request)), "age_s": age_s, "critical": check.critical}
         return reply(body, 503 if check.status == "fail" else 200, HEALTH_JSON)
@@ -174,13 +176,8 @@ class Admin:
 
     def stalls(self, _: Request) -> object:
         return [
-            {
-                "at": timestamp(stall.at),
-                "for_s": round(stall.length_s, 3),
-                "stack": stall.stack,
-                "request": stall.request,
-            }
-            for stall in reversed(self.watchdog.stalls.copy())
+            {"at": timestamp(one.at), "for_s": round(one.length_s, 3), "stack": one.stack, "request": one.request}
+            for one in reversed(self.watchdog.stalls.copy())
         ]
 
     def change_level(self, request: Request) -> object:
@@ -188,7 +185,7 @@ class Admin:
             self.levels.change(msgspec.json.decode(request.body, type=Change), request.client)
         except (ValueError, msgspec.DecodeError) as error:
             example = '{"level": "debug", "logger": "http", "for": "10m"}'
-            raise RefusedError(400, f"{error}\nAn example: {example}") from None
+            raise HTTPException(400, f"{error}\nAn example: {example}") from None
         return self.levels.show()
 
     def revert_levels(self, request: Request) -> object:

@@ -8,8 +8,9 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from ..health import Health, Report, timestamp
+from ..health import Health, Report
 from ..lifecycle import Lifecycle
+from ..lines import timestamp
 from ..metrics import DURATION_BUCKETS, Metrics
 from ..stacks import run_in_thread
 

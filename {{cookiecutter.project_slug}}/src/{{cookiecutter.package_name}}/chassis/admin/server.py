@@ -10,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, cast
 from urllib.parse import parse_qs, urlsplit
 
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from .access import RefusedError
 from .endpoints import Admin, Request, reply
 
 # Clients at once; a probe, a scraper and some people are a handful. One more, and the oldest is disconnected.
@@ -99,8 +99,8 @@ class _Handler(BaseHTTPRequestHandler):
             target = urlsplit(self.path)
             request = Request(self.command, target.path, parse_qs(target.query), headers, client, body)
             return cast("_Server", self.server).admin.respond(request)
-        except RefusedError as refusal:
-            response = reply(refusal.text, refusal.status)
+        except HTTPException as refusal:
+            response = reply(refusal.detail, refusal.status_code)
             response.headers.update(refusal.headers or {})
             return response
         except ValueError:

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import attrs
 import environ
 
-from ..levels import LOG_LEVELS
 from ..secrets import Secret
+from ..standard_logging import LOG_LEVELS
 
 N = TypeVar("N", int, float)
 

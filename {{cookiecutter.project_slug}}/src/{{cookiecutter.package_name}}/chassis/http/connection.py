@@ -181,11 +181,7 @@ class JoinedWrites:
 
 
 class Connection(asyncio.Protocol):
-    """What the event loop calls: *http* behind a transport that joins its writes, and an eye on the client.
-
-    Args:
-        on_left: Called with the scope of a request whose client has left.
-    """
+    """What the event loop calls: *http* behind a transport that joins its writes. It tells *on_left* who has left."""
 
     def __init__(self, http: HttpProtocol, on_left: Callable[[Scope], None]) -> None:
         self._http = http

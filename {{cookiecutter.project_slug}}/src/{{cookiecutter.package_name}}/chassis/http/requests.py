@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from starlette.routing import BaseRoute, Mount, WebSocketRoute
 from starlette.types import Scope
 
-from ..health import timestamp
+from ..lines import timestamp
 from ..stacks import await_chain, where
 
 # The request at hand, for what passes its trace on.

@@ -3,7 +3,6 @@
 import asyncio
 import errno
 import functools
-import itertools
 import resource
 import socket
 import time
@@ -42,13 +41,16 @@ def listen(host: str, port: int) -> list[socket.socket]:
         OSError: An address can't be had: in use, unknown, not allowed.
     """
     sockets: list[socket.socket] = []
-    # The wildcard of IPv6 gets a second socket: on one socket for both, IPv4 clients are called ::ffff:192.0.2.1.
-    names, free = ("::", "0.0.0.0") if host == "::" else (host,), port
-    found = [socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE) for name in names]
+    free = port
     try:
-        for family, _, _, _, address in itertools.chain(*found):
-            sockets.append(socket.create_server((address[0], free, *address[2:]), family=family, backlog=BACKLOG))
-            free = sockets[-1].getsockname()[1]
+        # The wildcard of IPv6 gets a second socket: on one socket for both, IPv4 clients are called ::ffff:192.0.2.1.
+        for name in ("::", "0.0.0.0") if host == "::" else (host,):
+            for family, _, _, _, address in socket.getaddrinfo(
+                name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            ):
+                at = (address[0], free, *address[2:])
+                sockets.append(socket.create_server(at, family=family, backlog=BACKLOG))
+                free = sockets[-1].getsockname()[1]
     except OSError as error:
         for sock in sockets:
             sock.close()
