@@ -13,13 +13,15 @@ from kit.imports import circle, graph, modules
 from kit.project import FRAMEWORKS, ROOT, TARGETS, Project, Renders
 
 # What there is today, so that it only shrinks. The aims: 80 files, 4,700 lines, 2,900 lines of chassis.
-MOST_FILES = 92
-MOST_LINES = 6540
-MOST_LINES_OF_CHASSIS = 4600
+MOST_FILES = 79
+MOST_LINES = 6321
+MOST_LINES_OF_CHASSIS = 4384
+# What the answer systemd adds to the chassis.
+MOST_LINES_FOR_SYSTEMD = 59
 MOST_LINES_OF_ITS_TESTS = 450
 MOST_LINES_OF_A_MODULE = 250
 # What the answer postgresql adds, its example and its tests included. The aim: 600.
-MOST_LINES_OF_A_DATABASE = 935
+MOST_LINES_OF_A_DATABASE = 929
 MOST_OVERRIDES = 4
 
 # What Python documents as a hook is there to be set.
@@ -59,7 +61,9 @@ def test_the_chassis_and_its_tests_are_small(service: Project) -> None:
         ("tests/chassis", MOST_LINES_OF_ITS_TESTS),
     ):
         counted = lines([*(service.path / folder).rglob("*.py")])
+        added = {path: counted.pop(path) for path in [*counted] if path.name == "systemd.py"}
         assert sum(counted.values()) <= most, f"{folder}: {largest(counted)}"
+        assert sum(added.values()) <= MOST_LINES_FOR_SYSTEMD
 
 
 def test_a_database_adds_little(service: Project, renders: Renders) -> None:

@@ -17,11 +17,10 @@ from typing import Any, cast
 
 import pytest
 from kit.service import Answer, Asking, Service, exchange, rest, wait_for
-from my_service.chassis.admin import Admin, serve
 from my_service.chassis.admin import server as admin_server
-from my_service.chassis.admin.endpoints import ENDPOINTS, Request, reply
-from my_service.chassis.standard_logging import LEVELS, Change, TemporaryLevels
+from my_service.chassis.admin.endpoints import ENDPOINTS, Admin, Request, reply
 from my_service.chassis.http.requests import RequestsInFlight
+from my_service.chassis.standard_logging import LEVELS, Change, TemporaryLevels
 from starlette.responses import Response
 
 from .start import Start, elsewhere
@@ -332,7 +331,7 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Connect, Endpoints]]
     monkeypatch.setattr(admin_server, "CLIENT_TIMEOUT_S", 1.0)
     monkeypatch.setattr(admin_server, "MAX_THREADS", 24)
     endpoints, listener = Endpoints(), socket.create_server(("127.0.0.1", 0), backlog=128)
-    serve(listener, cast("Admin", endpoints))
+    admin_server.serve(listener, cast("Admin", endpoints))
     yield lambda: socket.create_connection(listener.getsockname(), timeout=10), endpoints
     # The listener stays open: http.server's thread would spin on a closed one for as long as there are tests.
     endpoints.go.set()

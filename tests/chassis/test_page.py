@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from kit.service import Service, exchange, wait_for
-from my_service.chassis.admin import History
 from my_service.chassis.admin import page as admin_page
+from my_service.chassis.admin.page import History
 from my_service.chassis.event_loop import EventLoop
 from my_service.chassis.health import Health
 from my_service.chassis.lifecycle import Lifecycle, State

@@ -113,7 +113,8 @@ def test_no_request_gets_more_than_it_may(target: Service, inside: bool) -> None
             assert (status == 200) == (authorised and ours), received
         changed = status == 200 and method in {"PUT", "DELETE"}
         if changed:
-            assert path == "/-/log-level"
+            # http.server takes several slashes at the beginning of a path for one.
+            assert path.replace("//", "/") == "/-/log-level"
             assert authorised
             assert ours
             assert headers["Content-Type"].startswith("application/json")

@@ -13,14 +13,17 @@ from typing import Any
 import svcs
 import uvloop
 
-from . import admin, logs, secrets, standard_logging
+from . import logs, secrets, standard_logging
+from .admin.endpoints import Admin
+from .admin.page import History
+from .admin.server import serve as serve_admin
 from .config import LoadedConfig, Settings, load
 from .errors import ConfigurationError, Problem, use_problems
 from .event_loop import EventLoop, Watchdog
 from .health import Health
 from .http.middleware import Middleware
 from .http.requests import RequestsInFlight, websocket_paths
-from .http.server import Server, StartupFailedError, listen
+from .http.server import Server, listen
 from .lifecycle import Lifecycle, State, exit_now, exit_status
 from .metrics import Metrics
 from .output import ensure_standard_streams
@@ -115,13 +118,13 @@ async def _serve(
     health.on_check = lambda check: metrics.readiness_check.labels(check.name).set(check.error is None)
     metrics.follow(lifecycle, health, loaded.secrets)
     watchdog = Watchdog(event_loop, config.health.stall_limit, lambda: requests.running(event_loop.loop))
-    history = admin.History(metrics, lifecycle, health)
+    history = History(metrics, lifecycle, health)
     asyncio.get_running_loop().set_exception_handler(metrics.count_uncaught)
-    operator = admin.Admin(
+    operator = Admin(
         service.name, version, config, loaded, lifecycle, event_loop, health, metrics, requests, watchdog, history
     )
     for sock in operations:
-        admin.serve(sock, operator)
+        serve_admin(sock, operator)
     fixed = [value.variable for value in loaded.values if value.variable is not None]
     observers: list[Callable[[float], None]] = [metrics.lag.observe, watchdog.beat, history.beat]
     if service.notify is not None:
@@ -172,10 +175,9 @@ async def _until_stopped(server: Server, sockets: list[socket.socket], lifecycle
 
     lifecycle.observe(call_off)
     await asyncio.wait({serving})
-    error = None if serving.cancelled() else serving.exception()
     lifecycle.stop("the server has ended", at_once=True)
-    if error is not None and not isinstance(error, StartupFailedError):
-        raise error
+    if not serving.cancelled():
+        serving.result()
     return 1 if server.cut_off else 0
 
 

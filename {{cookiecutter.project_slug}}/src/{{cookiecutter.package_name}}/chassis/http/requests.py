@@ -3,9 +3,7 @@
 import asyncio
 import contextvars
 import functools
-import heapq
 import ipaddress
-import itertools
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
@@ -42,10 +40,9 @@ class RequestsInFlight:
         # Tasks of requests whose client has left: nobody waits for them.
         self.abandoned: set[asyncio.Task[Any]] = set()
         self._period_began = time.monotonic()
-        self._serial = itertools.count()
-        # Heaps of durations in seconds, of this period and of the one before it.
-        self._slowest: list[tuple[float, int, dict[str, object]]] = []
-        self._before: list[tuple[float, int, dict[str, object]]] = []
+        # With their durations in seconds, slowest first; of this period and of the one before it.
+        self._slowest: list[tuple[float, dict[str, object]]] = []
+        self._before: list[tuple[float, dict[str, object]]] = []
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -59,11 +56,10 @@ class RequestsInFlight:
         del self._requests[id(scope)]
         if (now := time.monotonic()) - self._period_began > self.PERIOD_S:
             self._period_began, self._before, self._slowest = now, self._slowest, []
-        if len(self._slowest) < self.SLOWEST_KEPT or duration_s > self._slowest[0][0]:
+        if len(self._slowest) < self.SLOWEST_KEPT or duration_s > self._slowest[-1][0]:
             ended, took_ms = timestamp(time.time()), round(duration_s * 1000, 3)
             what = {"ended": ended, "duration_ms": took_ms, "status": status, **exchange.as_dict()}
-            push = heapq.heappush if len(self._slowest) < self.SLOWEST_KEPT else heapq.heapreplace
-            push(self._slowest, (duration_s, next(self._serial), what))
+            self._slowest = self._most([*self._slowest, (duration_s, what)])
 
     def client_left(self, scope: Scope) -> None:
         """Abandon the request with this *scope*: nobody waits for its answer any more."""
@@ -75,7 +71,10 @@ class RequestsInFlight:
 
     def slowest(self) -> list[dict[str, object]]:
         """Return the slowest requests, slowest first."""
-        return [what for *_, what in heapq.nlargest(self.SLOWEST_KEPT, [*self._slowest, *self._before])]
+        return [what for _, what in self._most([*self._slowest, *self._before])]
+
+    def _most(self, requests: list[tuple[float, dict[str, object]]]) -> list[tuple[float, dict[str, object]]]:
+        return sorted(requests, key=lambda request: request[0], reverse=True)[: self.SLOWEST_KEPT]
 
     def waiting(self) -> list[dict[str, object]]:
         """Return the requests in flight, oldest first, each with the places it waits at."""

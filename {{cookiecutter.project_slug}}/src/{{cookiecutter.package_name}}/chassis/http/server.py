@@ -30,10 +30,6 @@ CANCEL_TIMEOUT_S = 1
 log = get_logger("server")
 
 
-class StartupFailedError(Exception):
-    """The application could not start; uvicorn has logged why."""
-
-
 def listen(host: str, port: int) -> list[socket.socket]:
     """Return a listening socket for each address of *host*; a port of 0 is the same free one for all.
 
@@ -112,8 +108,10 @@ class Server(uvicorn.Server):
         """Start the application, then accept connections."""
         try:
             await super().startup(sockets)
-        except SystemExit as error:
-            raise StartupFailedError from error
+        except SystemExit:
+            # The application could not start, and the lifecycle has logged why.
+            self.should_exit = True
+            return
         self._housekeeping = asyncio.create_task(self._keep_house())
         if self._lifecycle.state is State.STARTING:
             self._lifecycle.advance(State.READY)
