@@ -10,6 +10,7 @@ import hashlib
 import os
 import sys
 
+import attrs
 import svcs
 from my_service.chassis import Service, get_logger, run
 from starlette.applications import Starlette
@@ -37,7 +38,7 @@ def create_app(config: probe.Config, registry: svcs.Registry) -> Starlette:
 
 
 def service() -> Service:
-    return Service("my-service", probe.Config, probe.register, create_app)
+    return attrs.evolve(probe.service(), create_app=create_app, non_critical=())
 
 
 if __name__ == "__main__":

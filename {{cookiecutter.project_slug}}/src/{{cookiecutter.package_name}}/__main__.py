@@ -21,11 +21,11 @@ def main() -> None:
     from . import services
     from .app import create_app
     from .chassis import Service, run
-{%- if cookiecutter.tracing == "opentelemetry" %}
-    from .chassis.tracing import start_tracing
-{%- endif %}
 {%- if cookiecutter.deploy_to == "systemd" %}
     from .chassis.systemd import notify_systemd
+{%- endif %}
+{%- if cookiecutter.tracing == "opentelemetry" %}
+    from .chassis.tracing import start_tracing
 {%- endif %}
     from .config import Config
 

@@ -2,12 +2,12 @@
 
 import contextlib
 import enum
+import functools
 import io
 import json
 import math
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -33,12 +33,19 @@ _encode = msgspec.json.Encoder().encode
 
 def first_fields(level: str, logger: str, event: object) -> EventDict:
     """Return what every line begins with."""
-    return {"timestamp": timestamp(time.time(), "microseconds"), "level": level, "logger": logger, "event": event}
+    now = time.time()
+    at = f"{_to_the_second(int(now))}.{int(now % 1 * 1e6):06d}Z"
+    return {"timestamp": at, "level": level, "logger": logger, "event": event}
 
 
-def timestamp(seconds: float, precision: str = "milliseconds") -> str:
+def timestamp(seconds: float) -> str:
     """Return *seconds* since 1970 in the form of RFC 3339, in UTC."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec=precision).replace("+00:00", "Z")
+    return f"{_to_the_second(int(seconds))}.{int(seconds % 1 * 1e3):03d}Z"
+
+
+@functools.lru_cache(maxsize=1)
+def _to_the_second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def renamed(fields: EventDict) -> EventDict:

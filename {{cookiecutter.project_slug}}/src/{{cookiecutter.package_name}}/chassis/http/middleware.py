@@ -23,7 +23,7 @@ from ..logs import REQUEST, get_logger, log_request
 from ..metrics import METHODS, Metrics
 from ..service import EndSpan, Limits, Tracing
 from .body import RequestBody
-from .requests import SCOPE, RequestsInFlight, parse_address, route_template
+from .requests import SCOPE, RequestsInFlight, route_template, spell
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._~:=+/@-]{1,128}")
 # https://www.w3.org/TR/trace-context/#traceparent-header
@@ -234,13 +234,12 @@ class Exchange:
         exemplar = self._end_span(status, route) if self._end_span is not None else None
         if scope["type"] == "http":
             middleware.metrics.observe_request(method, route or "", status, duration_s, exemplar)
-        client = parse_address(scope["client"][0]) if scope["client"] else None
         fields = {
             "method": method,
             "path": scope["raw_path"].decode("ascii", "backslashreplace"),
             "route": route,
             "status": status,
             "duration_ms": round(duration_s * 1000, 3),
-            "client": str(client) if client else None,
+            "client": spell(scope["client"][0]) if scope["client"] else None,
         }
         log_request(fields, self._ids)

@@ -142,6 +142,12 @@ def websocket_paths(routes: Iterable[BaseRoute], prefix: str = "") -> Iterator[s
 
 
 @functools.lru_cache(maxsize=1024)
+def spell(client: str) -> str | None:
+    """Return an address in the one spelling that everybody looks for (RFC 5952; IPv4 as IPv4), None if it is none."""
+    address = parse_address(client)
+    return str(address) if address is not None else None
+
+
 def parse_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """Return *text* as an address, None if it is none. A socket for both families shows IPv4 clients as mapped ones."""
     try:
