@@ -13,6 +13,7 @@ from typing import Any
 # What the variables of the page have chosen.
 CHOSEN = 'job=~"$job", instance=~"$instance"'
 REQUESTS = "http_server_request_duration_seconds"
+CALLS = "http_client_request_duration_seconds"
 # As in rules.yaml: a balancer's probes are no requests.
 ASKED = f'{CHOSEN}, http_route!="/-/ready"'
 # Processes that are no service of this template have such series too.
@@ -155,6 +156,130 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             ),
         ),
     ),
+    "Workers": (
+        Panel(
+            "Items of work",
+            "Items a second, done and failed.",
+            "ops",
+            (
+                (
+                    "sum by (job, worker, outcome) "
+                    f"(rate(worker_item_duration_seconds_count{{{CHOSEN}}}{PER_SECOND}))",
+                    "{{job}} {{worker}} {{outcome}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Duration of an item",
+            "99 of 100 items of work take no longer.",
+            "s",
+            (
+                (
+                    "histogram_quantile(0.99, sum by (job, worker, le) "
+                    f"(rate(worker_item_duration_seconds_bucket{{{CHOSEN}}}{PER_SECOND})))",
+                    "{{job}} {{worker}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Without progress",
+            "Time since a worker's last sign of progress; 100 % is its limit, and WorkerStuck.",
+            "percentunit",
+            (
+                (
+                    f"worker_progress_age_seconds{{{CHOSEN}}} / worker_stall_limit_seconds",
+                    "{{job}} {{instance}} {{worker}}",
+                ),
+            ),
+        ),
+    ),
+    "Database": (
+        Panel(
+            "Connections in use",
+            "The share of the pool that transactions have. At 100 % the next ones wait.",
+            "percentunit",
+            (
+                (
+                    f'db_client_connection_count{{{CHOSEN}, db_client_connection_state="used"}}'
+                    " / ignoring (db_client_connection_state) db_client_connection_max",
+                    "{{job}} {{instance}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Wait for a connection",
+            "99 of 100 transactions have a connection of the pool after this time.",
+            "s",
+            (
+                (
+                    "histogram_quantile(0.99, sum by (job, le) "
+                    f"(rate(db_client_connection_wait_time_seconds_bucket{{{CHOSEN}}}{PER_SECOND})))",
+                    "{{job}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Without a connection",
+            "Transactions that wait, and those of five minutes that got none in time (DatabasePoolUsedUp).",
+            "none",
+            (
+                (f"sum by (job) (db_client_connection_pending_requests{{{CHOSEN}}})", "{{job}} waiting"),
+                (
+                    f"sum by (job) (increase(db_client_connection_timeouts_total{{{CHOSEN}}}[5m]))",
+                    "{{job}} refused",
+                ),
+            ),
+        ),
+    ),
+    "Outgoing calls": (
+        Panel(
+            "Calls",
+            "Calls to other services a second, each attempt by itself, by the first digit of their status.",
+            "reqps",
+            (
+                (
+                    "sum by (job, server_address, kind) (label_replace("
+                    f"rate({CALLS}_count{{{CHOSEN}}}{PER_SECOND}), "
+                    '"kind", "${1}xx", "http_response_status_code", "(.).."))',
+                    "{{job}} {{server_address}} {{kind}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Duration of a call",
+            "99 of 100 calls take no longer.",
+            "s",
+            (
+                (
+                    "histogram_quantile(0.99, sum by (job, server_address, le) "
+                    f"(rate({CALLS}_bucket{{{CHOSEN}}}{PER_SECOND})))",
+                    "{{job}} {{server_address}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Failed and repeated calls",
+            "Failed calls a second, and repeated ones; without budget none is repeated (RetriesUsedUp).",
+            "reqps",
+            (
+                (
+                    "sum by (job, server_address, error_type) "
+                    f'(rate({CALLS}_count{{{CHOSEN}, error_type!=""}}{PER_SECOND}))',
+                    "{{job}} {{server_address}} {{error_type}}",
+                ),
+                (
+                    "sum by (job, server_address) "
+                    f'(rate(http_client_retries_total{{{CHOSEN}, made="true"}}{PER_SECOND}))',
+                    "{{job}} {{server_address}} repeated",
+                ),
+                (
+                    "sum by (job, server_address) "
+                    f'(rate(http_client_retries_total{{{CHOSEN}, made="false"}}{PER_SECOND}))',
+                    "{{job}} {{server_address}} without budget",
+                ),
+            ),
+        ),
+    ),
     "Instances": (
         Panel(
             "Ready",
@@ -202,11 +327,15 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "Lost",
-            "In five minutes: log lines that could not be written, and exceptions that nobody took.",
+            "In five minutes: log lines that nobody read, exceptions that nobody took, failures of workers.",
             "none",
             (
                 (f"sum by (job) (increase(log_lines_lost_total{{{CHOSEN}}}[5m]))", "{{job}} log lines"),
                 (f"sum by (job) (increase(uncaught_exceptions_total{{{CHOSEN}}}[5m]))", "{{job}} exceptions"),
+                (
+                    f"sum by (job, worker) (increase(worker_failures_total{{{CHOSEN}}}[5m]))",
+                    "{{job}} {{worker}} failed",
+                ),
             ),
         ),
         Panel(

@@ -49,15 +49,28 @@ class Guest(Eater):
     beside_requests = True
 
 
+class Ticker(Worker):
+    """Has work all the time, beside the requests."""
+
+    beside_requests = True
+
+    async def run(self) -> None:
+        while not self.stopping:
+            with self.item():
+                await self.rest(0.2)
+
+
 class Snack(Worker):
     """Ends by itself."""
+
+    beside_requests = True
 
     async def run(self) -> None:
         log.info("ate a snack")
 
 
 def service() -> Service:
-    workers: dict[str, type[Worker]] = {"eater": Eater, "guest": Guest, "snack": Snack}
+    workers: dict[str, type[Worker]] = {"eater": Eater, "guest": Guest, "snack": Snack, "ticker": Ticker}
     non_critical = [Guest] if "FORGIVING" in os.environ else []
     return Service("my-service", Settings, register, lambda *_: Starlette(), non_critical, workers=workers)
 

@@ -54,6 +54,8 @@ def test_alone_it_works_is_watched_and_listens_to_no_client(work: Work, table: P
     series = eater.series()
     assert series['worker_item_duration_seconds_count{outcome="done",worker="eater"}'] == 2
     assert 0 <= series['worker_progress_age_seconds{worker="eater"}'] < 30
+    assert series['worker_stall_limit_seconds{worker="eater"}'] == 2
+    assert series['worker_failures_total{worker="eater"}'] == 0
     assert eater.stop() == 0, eater.said()
     assert eater.lines("ate all it could")
 
@@ -133,6 +135,14 @@ def test_one_that_ends_by_itself_ends_its_process(work: Work) -> None:
     snack = work("snack")
     assert snack.wait() == 0, snack.said()
     assert snack.lines("ate a snack")
+
+
+def test_one_that_has_ended_beside_the_requests_is_not_stuck(beside: Service) -> None:
+    beside.line("ate a snack")
+    ages = "worker_progress_age_seconds"
+    wait_for(lambda: f'{ages}{{worker="snack"}}' not in beside.series(), "no age of what has ended")
+    assert f'{ages}{{worker="guest"}}' in beside.series()
+    assert beside.status("/-/ready") == 200
 
 
 def test_one_that_is_unknown_is_refused_with_those_there_are(start: Start, table: Path) -> None:

@@ -19,7 +19,6 @@ from .service import Service
 
 # What a shell reports for a program that SIGTERM ended.
 TERMINATED = 143
-
 log = logs.get_logger("command")
 
 

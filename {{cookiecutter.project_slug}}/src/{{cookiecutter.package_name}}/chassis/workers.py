@@ -16,11 +16,10 @@ from .stacks import await_chain
 
 # Seconds before a worker that failed is started again: at first, and at most.
 BACK_OFF_S, MOST_BACK_OFF_S = 0.5, 30.0
-
 ITEMS = Histogram("worker_item_duration_seconds", "Time of an item of work.", ("worker", "outcome"))
 AGES = Gauge("worker_progress_age_seconds", "Time since the last sign of progress.", ("worker",))
+LIMITS = Gauge("worker_stall_limit_seconds", "Time without progress after which it is stuck.", ("worker",))
 FAILURES = Counter("worker_failures", "Failures after which a worker is started again.", ("worker",))
-
 log = get_logger("workers")
 
 
@@ -29,7 +28,7 @@ class Worker:
 
     # Whether it also runs where requests are answered.
     beside_requests = False
-    # Seconds without progress after which a process of its own is not alive any more.
+    # Seconds without progress after which it is stuck, and a process of its own is not alive any more.
     stall_limit_s = 60.0
 
     def __init__(self, name: str, config: Any, registry: svcs.Registry, lifecycle: Lifecycle) -> None:
@@ -78,12 +77,13 @@ class Worker:
             raise self._failure
 
     async def supervise(self) -> None:
-        """Run, again after each failure, until `run` returns or the drain begins."""
+        """Run, again after each failure, until `run` returns (then it has no age any more) or the drain begins."""
         structlog.contextvars.bind_contextvars(worker=self.name)
         back_off = BACK_OFF_S
         while not self.stopping:
             try:
-                return await self.run()
+                await self.run()
+                return AGES.remove(self.name)
             except Exception as error:
                 back_off = min(back_off * 2, MOST_BACK_OFF_S) if self._failure else BACK_OFF_S
                 self._failure = error
@@ -103,6 +103,8 @@ class Workers:
         workers = [kind(name, config, registry, lifecycle) for name, kind in chosen.items()]
         for worker in workers:
             AGES.labels(worker.name).set_function(worker.age)
+            LIMITS.labels(worker.name).set(worker.stall_limit_s)
+            FAILURES.labels(worker.name)
             registry.register_value(type(worker), worker, ping=Worker.ping, enter=False)
         lifecycle.observe(lambda state: self._start(workers) if state is State.READY else None)
         lifecycle.stuck = self._stuck
