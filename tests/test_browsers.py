@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from kit.devtools import look
 from kit.project import ROOT
 from kit.service import ENDPOINTS, Service, T, wait_for
 from kit.tools import tool
@@ -132,17 +133,24 @@ def busy(world: World) -> Service:
     return service
 
 
+def test_a_page_that_is_too_wide_or_complains_is_seen(browser: Browser) -> None:
+    fits = "data:text/html,<meta name=viewport content='width=device-width'>"
+    wide = f"{fits}<script>console.error('heard')</script><div style='width: 900px'>wide</div>"
+    page = look(browser.command(), wide, 400, "light")
+    assert "heard" in "".join(page.console)
+    assert page.scroll_width >= 900
+
+
 @pytest.mark.parametrize("width", [400, 1400])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_has_its_history_on_a_phone_and_on_a_desk(
     busy: Service, browser: Browser, tmp_path: Path, width: int, scheme: str
 ) -> None:
-    url = f"http://127.0.0.1:{busy.port('admin')}/"
-    picture = tmp_path / "page.png"
-    scheme_option = ("--force-dark-mode",) if scheme == "dark" else ()
-    size = f"--window-size={width},1600"
-    dom, console = browser.show(*scheme_option, size, f"--screenshot={picture}", "--dump-dom", url)
-    assert console == []
+    page = look(browser.command(), f"http://127.0.0.1:{busy.port('admin')}/", width, scheme)
+    assert page.console == []
+    assert page.inner_width == width >= page.scroll_width, "the page does not fit"
+    picture, dom = tmp_path / "page.png", page.dom
+    picture.write_bytes(page.picture)
     assert picture.stat().st_size > 10_000
     assert sum(first_pixel(picture)) > 700 if scheme == "light" else sum(first_pixel(picture)) < 100
     for heading in ("The last ten minutes", "Slowest requests of late", "What changed of late"):
