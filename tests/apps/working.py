@@ -39,6 +39,8 @@ class Eater(Worker):
         if kind == "slow":
             log.info("eats slowly")
             await asyncio.sleep(1)
+        if kind == "nap":
+            await self.rest(3)
         (self.folder / name).unlink()
         log.info("ate", name=name)
 

@@ -75,6 +75,21 @@ def test_the_manager_hears_when_it_is_ready_moves_and_stops(start: Start, folder
         assert [message for message in told.all() if message != "WATCHDOG=1"] == ["READY=1", "STOPPING=1"]
 
 
+def test_a_worker_that_makes_no_progress_feeds_nothing(start: Start, folder: Path) -> None:
+    (folder / "1-bone").touch()
+    with manager(str(folder / "notify")) as sock:
+        told = Told(sock)
+        asked = {"NOTIFY_SOCKET": str(folder / "notify"), "WATCHDOG_USEC": "200000"}
+        process = start("worker", "eater", app="working", WORK=str(folder), **asked).ready()
+        told.until("WATCHDOG=1")
+        # It is read meanwhile: whoever sends waits when there are ten messages that nobody reads.
+        wait_for(lambda: told.all() and process.status("/-/healthy", "admin") == 503, "the failing liveness")
+        before = len(told.all())
+        time.sleep(0.5)
+        assert len(told.all()) == before
+        process.kill()
+
+
 def test_any_address_will_do_none_too_and_a_deaf_manager_stops_nothing(start: Start, folder: Path) -> None:
     deaf = start(NOTIFY_SOCKET=str(folder / "nobody")).ready()
     line = deaf.line("service manager not notified")

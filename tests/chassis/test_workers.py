@@ -131,6 +131,16 @@ def test_without_progress_it_is_not_alive_and_says_where_it_is(work: Work, table
     eater.kill()
 
 
+def test_a_long_rest_is_no_want_of_progress(work: Work, table: Path) -> None:
+    eater = work("eater")
+    serve(table, "1-nap")
+    statuses = set()
+    while not eaten(eater):
+        statuses.add(eater.status("/-/healthy", "admin"))
+    assert statuses == {200}
+    assert eater.stop() == 0
+
+
 def test_one_that_ends_by_itself_ends_its_process(work: Work) -> None:
     snack = work("snack")
     assert snack.wait() == 0, snack.said()

@@ -47,14 +47,15 @@ class Worker:
 
     def age(self) -> float:
         """Return the seconds since the last sign of progress."""
-        return time.monotonic() - self._last
+        return max(0.0, time.monotonic() - self._last)
 
     def beat(self) -> None:
         """Give a sign of progress, also while there is nothing to do."""
         self._last = time.monotonic()
 
     async def rest(self, seconds: float) -> None:
-        """Wait for so long, but no longer than until the drain begins."""
+        """Wait for so long, but no longer than until the drain begins; nobody expects progress before."""
+        self._last = time.monotonic() + seconds
         with suppress(TimeoutError):
             await asyncio.wait_for(self._lifecycle.draining.wait(), seconds)
         self.beat()
