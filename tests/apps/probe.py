@@ -245,10 +245,7 @@ def create_app(config: Config, registry: svcs.Registry) -> Starlette:
 def service() -> Service:
     # Some limits are too long for a test.
     limits = Limits(**json.loads(os.environ.get("PROBE_LIMITS", "{}")))
-    # Where the service is for systemd, which tests/chassis has it for.
-    systemd = "my_service.chassis.systemd"
-    notify = importlib.import_module(systemd).notify_systemd if importlib.util.find_spec(systemd) else None
-    return Service("my-service", Config, register, create_app, [Lamp], limits, notify=notify)
+    return Service("my-service", Config, register, create_app, [Lamp], limits, notify=NOTIFY)
 
 
 if __name__ == "__main__":

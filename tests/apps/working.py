@@ -74,7 +74,7 @@ class Snack(Worker):
 def service() -> Service:
     workers: dict[str, type[Worker]] = {"eater": Eater, "guest": Guest, "snack": Snack, "ticker": Ticker}
     non_critical = [Guest] if "FORGIVING" in os.environ else []
-    return Service("my-service", Settings, register, lambda *_: Starlette(), non_critical, workers=workers)
+    return Service("my-service", Settings, register, lambda *_: Starlette(), non_critical, workers=workers, notify=NOTIFY)
 
 
 def register(registry: svcs.Registry, config: Settings) -> None: ...
