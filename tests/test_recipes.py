@@ -17,9 +17,10 @@ pytestmark = pytest.mark.slow
 KINDS: Mapping[str, Mapping[str, str]] = {
     "starlette": {},
     "fastapi": {"web_framework": "fastapi"},
+    "postgresql": {"database": "postgresql", "http_client": "httpx2"},
 }
 # What a page is for, if it is not the default service, and the tool that its tests need.
-KIND = {"openapi": "fastapi"}
+KIND = {"openapi": "fastapi", "outbox": "postgresql"}
 NEEDED = {"queue-consumer": "redis-server"}
 # Their promises are about what runs a service: test_recipes_deployed.py holds them to these.
 DEPLOYED = {"rate-limits", "worker-process"}

@@ -8,11 +8,11 @@ from .cli import run
 from .config import Settings, boolean, choice, host, integer, load, networks, seconds, secret, text
 from .errors import ChassisError, ConfigurationError, Problem, SecretNotSetError
 from .lifecycle import Lifecycle
-from .logs import get_logger
+from .logs import get_logger, request_id
 from .secrets import Secret
 from .service import Command, Limits, Service
 from .workers import Worker
 
 __all__ = ["Command", "Lifecycle", "Limits", "Secret", "Service", "Settings", "Worker", "get_logger", "load", "run"]
-__all__ += ["boolean", "choice", "host", "integer", "networks", "seconds", "secret", "text"]
+__all__ += ["boolean", "choice", "host", "integer", "networks", "request_id", "seconds", "secret", "text"]
 __all__ += ["ChassisError", "ConfigurationError", "Problem", "SecretNotSetError"]

@@ -3,6 +3,7 @@
 import asyncio
 import importlib.metadata
 import os
+import signal
 import time
 from argparse import Namespace
 from collections.abc import Mapping
@@ -17,8 +18,6 @@ from .lifecycle import Lifecycle, State, exit_now, exit_status
 from .run import prepare
 from .service import Service
 
-# What a shell reports for a program that SIGTERM ended.
-TERMINATED = 143
 log = logs.get_logger("command")
 
 
@@ -33,7 +32,8 @@ def run_command(service: Service, name: str, arguments: Namespace, env: Mapping[
         try:
             status = runner.get_loop().run_until_complete(_run(service, name, arguments, loaded, lifecycle))
         except asyncio.CancelledError:
-            status = TERMINATED
+            # What a shell reports for a program that this signal ended.
+            status = 128 + signal.SIGTERM
         except (Exception, SystemExit) as error:
             status = exit_status(error)
             if isinstance(error, Exception):
@@ -45,9 +45,7 @@ def run_command(service: Service, name: str, arguments: Namespace, env: Mapping[
     return status
 
 
-async def _run(
-    service: Service, name: str, arguments: Namespace, loaded: LoadedConfig[Any], lifecycle: Lifecycle
-) -> int:
+async def _run(service: Service, name: str, given: Namespace, loaded: LoadedConfig[Any], lifecycle: Lifecycle) -> int:
     config, task = loaded.config, asyncio.current_task()
     lifecycle.observe(lambda state: task and state is State.DRAINING and task.cancel())
     watch = asyncio.create_task(secrets.watch(loaded.secrets, config.secrets.refresh, lifecycle.hangup, fixed=[]))
@@ -55,6 +53,6 @@ async def _run(
         registry.register_value(Lifecycle, lifecycle, enter=False)
         service.register(registry, config)
         try:
-            return await service.commands[name].run(arguments, config, services) or 0
+            return await service.commands[name].run(given, config, services) or 0
         finally:
             watch.cancel()

@@ -26,10 +26,8 @@ log = get_logger("workers")
 class Worker:
     """Work that no request waits for: a subclass has `run`; ``NAME worker NAME`` runs it in a process of its own."""
 
-    # Whether it also runs where requests are answered.
-    beside_requests = False
-    # Seconds without progress after which it is stuck, and a process of its own is not alive any more.
-    stall_limit_s = 60.0
+    beside_requests = False  # Whether it also runs where requests are answered.
+    stall_limit_s = 60.0  # After so long without progress, a process of its own is not alive any more.
 
     def __init__(self, name: str, config: Any, registry: svcs.Registry, lifecycle: Lifecycle) -> None:
         self.name, self.config, self.registry, self._lifecycle = name, config, registry, lifecycle
