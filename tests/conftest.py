@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kit.collector import Collector, running_collector
 from kit.engine import Engine
 from kit.load import ROWS
 from kit.project import COMBINATIONS, Bake, Project, Renders, copy_of_the_template
@@ -150,7 +151,16 @@ def engine() -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="module")
-def world(rendered: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """What starts services of the default project."""
-    with World(rendered, tmp_path_factory.mktemp("world")) as world:
+def world(
+    request: pytest.FixtureRequest, renders: Renders, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:
+    """What starts services of one project: the default one, or what the file's ANSWERS say."""
+    answers = getattr(request.module, "ANSWERS", {})
+    with World(renders.with_environment(**answers), tmp_path_factory.mktemp("world")) as world:
         yield world
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    with running_collector() as collector:
+        yield collector

@@ -6,27 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from kit.project import Project, Renders
 from kit.service import Answer, Asking, Service, free_port, wait_for
 from kit.upstream import Upstream, running_upstream
 from kit.world import World
 
 pytestmark = pytest.mark.slow
 
+ANSWERS = {"tracing": "opentelemetry", "http_client": "httpx2", "deploy_to": "systemd"}
 APP = "traced.caller"
 # The host of the upstream has saved ten retries at the start, and gets one more for ten calls.
 SAVED, EARNED = 10, 0.1
-
-
-@pytest.fixture(scope="module")
-def traced(renders: Renders) -> Project:
-    return renders.with_environment(tracing="opentelemetry", http_client="httpx2", deploy_to="systemd")
-
-
-@pytest.fixture(scope="module")
-def world(traced: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with World(traced, tmp_path_factory.mktemp("outgoing")) as world:
-        yield world
 
 
 @pytest.fixture

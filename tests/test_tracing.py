@@ -2,47 +2,24 @@
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kit.balancers import BALANCERS, FRONT, SLOTS
-from kit.collector import Collector, Span, running_collector
-from kit.project import ROOT, Project, Renders
+from kit.collector import Collector, Span
+from kit.project import ROOT, Renders
 from kit.service import Service, ask, free_port, free_ports, wait_for
 from kit.world import World
 
 pytestmark = pytest.mark.slow
 
+ANSWERS = {"tracing": "opentelemetry", "http_client": "httpx2", "deploy_to": "systemd"}
 APP = "traced.caller"
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "vendor=1"}
 UNSAMPLED = {"traceparent": f"00-{TRACE}-{PARENT}-00"}
 SERVER, CLIENT = 2, 3
-
-
-@pytest.fixture(scope="module")
-def traced(renders: Renders) -> Project:
-    return renders.with_environment(tracing="opentelemetry", http_client="httpx2", deploy_to="systemd")
-
-
-@pytest.fixture(scope="module")
-def world(traced: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with World(traced, tmp_path_factory.mktemp("traced")) as world:
-        yield world
-
-
-@pytest.fixture
-def collector() -> Iterator[Collector]:
-    with running_collector() as collector:
-        yield collector
-
-
-def to(collector: Collector, name: str = "traced", **more: str) -> dict[str, Any]:
-    """Return the variables that send spans there, soon."""
-    soon = {"OTEL_SERVICE_NAME": name, "OTEL_BSP_SCHEDULE_DELAY": "50"}
-    return {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint, **soon, **more}
 
 
 def ids(line: dict[str, Any]) -> tuple[str, str]:
@@ -59,8 +36,8 @@ def test_a_request_through_haproxy_and_two_services_is_one_trace(
     names = (FRONT, *SLOTS, *(f"1{slot}" for slot in SLOTS))
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     at = {"http": ports[SLOTS[0]], "admin": ports[f"1{SLOTS[0]}"]}
-    b = world.start(APP, **to(collector, "b")).ready()
-    a = world.start(APP, ports=at, UPSTREAM=f"http://127.0.0.1:{b.port()}", **to(collector, "a")).ready()
+    b = world.start(APP, **collector.settings("b")).ready()
+    a = world.start(APP, ports=at, UPSTREAM=f"http://127.0.0.1:{b.port()}", **collector.settings("a")).ready()
     with BALANCERS["haproxy"].running(world.project, tmp_path, ports, "/leaf/x"):
         answer = ask(ports[FRONT], "/call/up?key=canary-query", headers=SAMPLED)
     assert answer.status == 200, answer.text
@@ -101,7 +78,7 @@ def test_a_request_through_haproxy_and_two_services_is_one_trace(
 
 
 def test_the_samplers_decision_is_the_clients_if_there_is_one(world: World, collector: Collector) -> None:
-    off = world.start(APP, **to(collector, OTEL_TRACES_SAMPLER="parentbased_always_off")).ready()
+    off = world.start(APP, **collector.settings(OTEL_TRACES_SAMPLER="parentbased_always_off")).ready()
     for headers, path in ((None, "own"), (UNSAMPLED, "unsampled"), (SAMPLED, "sampled")):
         assert off.ask(f"/leaf/{path}", headers=headers).status == 200
     assert off.stop() == 0
@@ -113,7 +90,7 @@ def test_the_samplers_decision_is_the_clients_if_there_is_one(world: World, coll
 
 
 def test_failures_are_marked_and_the_histogram_has_the_spans_ids(world: World, collector: Collector) -> None:
-    service = world.start(APP, **to(collector)).ready()
+    service = world.start(APP, **collector.settings()).ready()
     assert service.ask("/leaf/error", headers=SAMPLED).status == 500
     assert service.ask("/nowhere", headers=UNSAMPLED).status == 404
     assert service.ask("/leaf/x", method="PROPFIND").status == 405
@@ -133,7 +110,7 @@ def test_failures_are_marked_and_the_histogram_has_the_spans_ids(world: World, c
 
 
 def test_the_last_spans_are_sent_in_the_drain(world: World, collector: Collector) -> None:
-    service = world.start(APP, **to(collector, OTEL_BSP_SCHEDULE_DELAY="3600000")).ready()
+    service = world.start(APP, **collector.settings(OTEL_BSP_SCHEDULE_DELAY="3600000")).ready()
     for number in range(20):
         assert service.status(f"/leaf/{number}") == 200
     assert not collector.spans
@@ -151,7 +128,7 @@ def test_a_collector_in_trouble_costs_nothing_but_spans(
     small["OTEL_EXPORTER_OTLP_TIMEOUT"] = "3600" if trouble == "hang" else "0.5"
     if trouble == "absent":
         small["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"http://127.0.0.1:{free_port()}"
-    service = world.start(APP, **to(collector) | small).ready()
+    service = world.start(APP, **collector.settings() | small).ready()
     connection = service.connect()
     for _ in range(100):
         assert service.ask("/leaf/x", on=connection).status == 200
@@ -171,7 +148,7 @@ def test_a_collector_in_trouble_costs_nothing_but_spans(
 def test_without_an_endpoint_nothing_is_loaded_and_the_clients_trace_is_passed_on(
     world: World, collector: Collector
 ) -> None:
-    b = world.start(APP, OTEL_TRACES_EXPORTER="none", **to(collector)).ready()
+    b = world.start(APP, OTEL_TRACES_EXPORTER="none", **collector.settings()).ready()
     a = world.start(APP, UPSTREAM=f"http://127.0.0.1:{b.port()}").ready()
     answer = a.ask("/call/up", headers=SAMPLED)
     assert answer.text.startswith(f"traceparent={SAMPLED['traceparent']} tracestate=vendor=1"), answer.text
@@ -190,7 +167,7 @@ def test_without_an_endpoint_nothing_is_loaded_and_the_clients_trace_is_passed_o
 def test_a_wrong_variable_is_a_line_and_no_reason_to_stop(
     world: World, collector: Collector, wrong: dict[str, str]
 ) -> None:
-    service = world.start(APP, **to(collector) | wrong).ready()
+    service = world.start(APP, **collector.settings() | wrong).ready()
     line = service.line("tracing failed to start")
     assert line["level"] == "error"
     assert next(iter(wrong.values())) in line["error"]
@@ -199,12 +176,13 @@ def test_a_wrong_variable_is_a_line_and_no_reason_to_stop(
 
 
 @pytest.fixture(scope="module")
-def agent(traced: Project, uv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def agent(world: World, uv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `opentelemetry-instrument` needs, beside the services' own environments."""
     folder = tmp_path_factory.mktemp("agent")
     wanted = ["opentelemetry-distro", "opentelemetry-instrumentation-starlette"]
     wanted.append("opentelemetry-exporter-otlp-proto-http")
-    traced.run(uv, "pip", "install", "--quiet", "--python", traced.python, "--target", folder, *wanted)
+    service = world.project
+    service.run(uv, "pip", "install", "--quiet", "--python", service.python, "--target", folder, *wanted)
     return folder
 
 
@@ -212,10 +190,10 @@ def agent(traced: Project, uv: Path, tmp_path_factory: pytest.TempPathFactory) -
 def test_opentelemetry_instrument_goes_on_working(
     renders: Renders, agent: Path, collector: Collector, tmp_path: Path, tracing: str
 ) -> None:
-    more = {"tracing": tracing, "http_client": "httpx2"} if tracing != "none" else {}
-    project = renders.with_environment(deploy_to="systemd", **more)
+    more = ANSWERS if tracing != "none" else {"deploy_to": "systemd"}
+    project = renders.with_environment(**more)
     prefix = (agent / "bin/opentelemetry-instrument",)
-    env = to(collector, OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf", OTEL_METRICS_EXPORTER="none")
+    env = collector.settings(OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf", OTEL_METRICS_EXPORTER="none")
     with World(project, tmp_path) as world:
         path = os.pathsep.join((str(agent), str(ROOT / "tests")))
         service = world.start(None, prefix=prefix, PYTHONPATH=path, OTEL_LOGS_EXPORTER="none", **env).ready()
@@ -231,9 +209,10 @@ def test_opentelemetry_instrument_goes_on_working(
         assert len([span for span in collector.spans if span.kind == SERVER]) == 1
 
 
-def test_the_programs_are_typed(traced: Project) -> None:
+def test_the_programs_are_typed(world: World) -> None:
     """mypy finds `my_service` in the service's environment only."""
     options = ("--strict", "--explicit-package-bases", "--config-file=", "--cache-dir=.mypy_cache")
     files = sorted((ROOT / "tests/apps/traced").glob("*.py"))
-    path = f"{ROOT / 'tests'}:{traced.path / 'src'}"
-    traced.run(traced.python, "-m", "mypy", *options, *files, MYPYPATH=path)
+    service = world.project
+    path = f"{ROOT / 'tests'}:{service.path / 'src'}"
+    service.run(service.python, "-m", "mypy", *options, *files, MYPYPATH=path)

@@ -64,6 +64,11 @@ class Collector:
     def endpoint(self) -> str:
         return f"http://{LOOPBACK}:{self.server.server_port}"
 
+    def settings(self, name: str = "traced", **more: str) -> dict[str, Any]:
+        """Return the variables that send spans here, soon."""
+        soon = {"OTEL_SERVICE_NAME": name, "OTEL_BSP_SCHEDULE_DELAY": "50"}
+        return {"OTEL_EXPORTER_OTLP_ENDPOINT": self.endpoint, **soon, **more}
+
     def receive(self, path: str, body: bytes) -> int:
         """Take a request of an exporter; return the status."""
         assert path == "/v1/traces", path

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 
@@ -64,10 +65,13 @@ def create_app(config: Config, registry: svcs.Registry) -> Starlette:
         seen = " ".join(f"{name}={request.headers[name]}" for name in names if name in request.headers)
         return PlainTextResponse(seen, headers={"Set-Cookie": "session=canary-cookie"})
 
-    methods = ["GET", "POST", "PUT"]
-    return Starlette(
-        routes=[Route("/call/{kind}", call, methods=methods), Route("/leaf/{kind}", leaf, methods=methods)]
-    )
+    handlers, methods = {"/call/{kind}": call, "/leaf/{kind}": leaf}, ["GET", "POST", "PUT"]
+    if importlib.util.find_spec("fastapi") is None:
+        return Starlette(routes=[Route(path, each, methods=methods) for path, each in handlers.items()])
+    made: Starlette = importlib.import_module("fastapi").FastAPI()
+    for path, each in handlers.items():
+        made.add_api_route(path, each, methods=methods)  # type: ignore[attr-defined]
+    return made
 
 
 def service() -> Service:
