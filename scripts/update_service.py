@@ -326,6 +326,23 @@ def remake(service: Service) -> None:
     (service.folder / ".env.example").write_text(example, encoding="utf-8")
 
 
+def try_out(service: Service) -> None:
+    """Start what the service's tests need, and run them, as `make test` does.
+
+    Raises:
+        StoppedError: A test fails, or what it needs does not start.
+    """
+    if (service.folder / "compose.test.yaml").exists():
+        try:
+            run("make", "services", cwd=service.folder, show=True)
+        except StoppedError as error:
+            raise StoppedError(
+                f"{error}: what compose.test.yaml lists does not start. If all of it runs already:"
+                " make update COMPOSE_TEST="
+            ) from None
+    run(UV, "run", "pytest", cwd=service.folder, show=True)
+
+
 def read_answers(text: str | None) -> dict[str, str]:
     """Read what `--variables-to-update` was given, if anything; raise StoppedError if it is no object."""
     try:
@@ -401,7 +418,7 @@ def main(arguments: Sequence[str]) -> int:
         if options.no_suite:
             suite = "The suite was not run."
         else:
-            run(UV, "run", "pytest", cwd=service.folder, show=True)
+            try_out(service)
             suite = "The suite passes with it."
     except StoppedError as error:
         passed = False

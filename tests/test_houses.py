@@ -32,17 +32,20 @@ MISTAKES = (
     ("key.pem", f"-----BEGIN RSA {'PRIVATE'} KEY-----\nMIIE\n", "private-keys"),
     ("src/my_service/token.py", f'TOKEN = "{"ghp" + "_q5VxxzEEoNfI5zlFff5zsphYbfe36FOUxSAh"}"\n', "secrets"),
     ("settings.env", f"DB=postgres://app:{'hunter2'}hunter9@db.internal/app\n", "secrets"),
+    ("docs/notes.md", f"Use {'ghp'}_q5VxxzEEoNfI5zlFff5zsphYbfe36FOUxSAh.\n", "secrets-in-prose"),
     ("roll.sh", "#!/bin/sh\nfor each in $(ls *.txt); do rm $each; done\n", "shellcheck"),
     ("merged.txt", "<<<<<<< ours\na\n=======\nb\n>>>>>>> theirs\n", "merge-markers"),
     ("large.bin", "0" * 600_000, "large-files"),
-    ("src/my_service/ugly.py", "x   = 1\n", "ruff-format"),
-    ("src/my_service/unused.py", "import os\n", "ruff-check"),
+    ("src/my_service/ugly.py", "x   = 1\n", "ruff"),
+    ("src/my_service/unused.py", "import os\n", "ruff"),
     ("src/my_service/untyped.py", "def f(x):\n    return x\n", "mypy"),
     ("src/my_service/domain.py", '"""The domain."""\n\nimport starlette.routing\n', "lint-imports"),
     ("src/my_service/around.py", "from .chassis.logs import get_logger as get_logger\n", "lint-imports"),
     ("src/my_service/chassis/back.py", "from .. import domain as domain\n", "lint-imports"),
     (".env.example", "APP_NOTHING=1\n", "env-example"),
 )
+# The hooks of a commit, and those that wait for a push, as `make check` has it.
+ALL = ("run", "--all-files", "--hook-stage", "pre-push")
 # What the hooks say that don't name the file: one knows a single file, one names modules, one puts it right.
 NAMELESS = {
     "env-example": ["Now run - uv run my-service config --format dotenv > .env.example"],
@@ -51,7 +54,7 @@ NAMELESS = {
         "my_service.around -> my_service.chassis.logs",
         "my_service.chassis is not allowed to import my_service.domain",
     ],
-    "ruff-format": ["1 file reformatted"],
+    "ruff": ["unused.py", "1 file reformatted"],
 }
 
 
@@ -60,6 +63,7 @@ def test_each_mistake_is_seen_by_its_hook(committed: Project, uv: Path, tmp_path
     names = [name for name, _, sees in MISTAKES if sees == hook]
     for name, text, _ in MISTAKES:
         if name in names:
+            (committed.path / name).parent.mkdir(exist_ok=True)
             (committed.path / name).write_text(text, encoding="utf-8")
     git(committed.path, "add", "--all")
     # A person has uv on the PATH; what else lies next to ours must not help.
@@ -67,7 +71,7 @@ def test_each_mistake_is_seen_by_its_hook(committed: Project, uv: Path, tmp_path
     (tmp_path / "programs" / "uv").symlink_to(uv)
     path = f"{tmp_path / 'programs'}{os.pathsep}{os.environ['PATH']}"
     with pytest.raises(pytest.fail.Exception) as failed:
-        committed.run(uv, "run", "--quiet", "pre-commit", "run", "--all-files", hook, PATH=path)
+        committed.run(uv, "run", "--quiet", "pre-commit", *ALL, hook, PATH=path)
     said = str(failed.value)
     words = NAMELESS.get(hook, [Path(name).name for name in names])
     unseen = [word for word in words if word not in said]

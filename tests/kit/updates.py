@@ -173,7 +173,8 @@ def render(source: str, into: Path, *options: str, tools: tuple[str, ...] = ("gi
 def without_environments(folder: Path) -> str:
     """Make a uv that builds no environments, and return the PATH with it: git and cruft are real.
 
-    It locks nothing and writes the .env.example that is there. While it locks, it runs what is in $MEANWHILE.
+    It locks nothing, writes the .env.example that is there, and has this environment run tests. While it
+    locks, it runs what is in $MEANWHILE.
     """
     folder.mkdir()
     (folder / "uv").write_text(
@@ -181,6 +182,7 @@ def without_environments(folder: Path) -> str:
         'case "$1 $2 $3" in\n'
         '"lock "*) exec sh -c "${MEANWHILE:-:}" ;;\n'
         '"run python -m") exec cat .env.example ;;\n'
+        f'"run pytest "*) exec {sys.executable} -m pytest ;;\n'
         "esac\n"
         'while [ "$1" != python ]; do shift; done\n'
         "shift\n"
