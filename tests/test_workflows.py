@@ -1,5 +1,6 @@
 """What the workflows of a generated project run is run here, so that no step can be wrong only on GitHub."""
 
+import base64
 import re
 import subprocess
 from collections.abc import Iterator
@@ -20,7 +21,6 @@ pytestmark = pytest.mark.slow
 ONLY_THERE = {
     "pipx install": "uv is in this environment",
     "docker save": "the scanner's image is in a public registry",
-    "docker login": "the registry of this test asks for no password",
     "sudo apt-get": "this test builds for its own processor alone",
     "docker build --quiet --target cosign": "the identity that signs is GitHub's",
     "gh release create": "it is a request to GitHub",
@@ -34,6 +34,9 @@ ELSEWHERE = {
     ("weekly", "test", "make test"): "tests/test_dependencies.py",
 }
 HERE = (("ci", "image"), ("release", "image"))
+# The user of the registry, and the hash of the password by bcrypt.
+TOKEN = "registry-password"
+USERS = "robot:$2b$04$J0EJosxtXC3/cmhdKXlHg.ANIk682SdPFqiHeAE5O7siEkOuTspO6\n"
 
 
 @pytest.fixture
@@ -81,20 +84,22 @@ def test_the_image_job_has_the_image_keep_the_contract(
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[str]:
-    """The address of a registry on this machine."""
+    """The address of a registry on this machine, which asks for a password."""
     port = free_port()
     address = f"127.0.0.1:{port}"
     settings = tmp_path / "registry.yml"
     storage = tmp_path / "registry"
     settings.write_text(
         f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {storage}}}}}\nhttp: {{addr: {address}}}\n"
+        f"auth: {{htpasswd: {{realm: ours, path: {tmp_path / 'users'}}}}}\n"
     )
+    (tmp_path / "users").write_text(USERS)
     process = subprocess.Popen((tool("docker-registry"), "serve", settings), stderr=subprocess.DEVNULL)
     try:
 
         def is_there() -> bool:
             assert process.poll() is None, f"the registry ended with {process.returncode}"
-            return answers(port, "/v2/")
+            return answers(port, "/v2/", 401)
 
         wait_for(is_there, "the registry")
         yield address
@@ -115,6 +120,10 @@ def test_a_release_is_pushed_under_its_version_with_what_it_was_built_from(
         "GITHUB_STEP_SUMMARY": str(tmp_path / "summary"),
         "PLATFORMS": "linux/amd64",
         "REGISTRY": registry,
+        # What the workflow takes from REGISTRY_USER and REGISTRY_TOKEN.
+        "NAME": "robot",
+        "TOKEN": TOKEN,
+        "DOCKER_CONFIG": str(tmp_path / "docker"),
     }
     try:
         for step in steps(committed.path, "release", "image"):
@@ -128,7 +137,9 @@ def test_a_release_is_pushed_under_its_version_with_what_it_was_built_from(
     assert found
     assert (tmp_path / "summary").read_text() == output.read_text()
     kinds = "application/vnd.oci.image.index.v1+json,application/vnd.docker.distribution.manifest.v2+json"
-    question = Request(f"http://{registry}/v2/octo/my-service/manifests/0.1.0", headers={"Accept": kinds})
+    basic = base64.b64encode(f"robot:{TOKEN}".encode()).decode()
+    headers = {"Accept": kinds, "Authorization": f"Basic {basic}"}
+    question = Request(f"http://{registry}/v2/octo/my-service/manifests/0.1.0", headers=headers)
     with urlopen(question, timeout=5) as answer:
         assert answer.headers["Docker-Content-Digest"] == found[1]
 
