@@ -1,15 +1,20 @@
 """The loop of everyday work in a generated project: one test, the debugger, `make dev`."""
 
 import contextlib
+import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kit.project import Bake, Project
-from kit.service import answers, ask, clean_environment, free_ports, wait_for
+from kit.service import LOOPBACK, answers, ask, clean_environment, free_ports, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -48,41 +53,103 @@ def test_the_suite_passes_behind_a_proxy_and_in_a_deep_folder(rendered: Project,
     rendered.run(*suite, TMPDIR=str(deep), **nobody)
 
 
-@contextlib.contextmanager
-def make_dev(project: Project, uv: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `make dev`; at the end, do what Ctrl-C does in a terminal."""
-    path = f"{uv.parent}{os.pathsep}{os.environ['PATH']}"
-    # A session of its own: the signal must not reach this process too.
-    process = subprocess.Popen(
-        ("make", "dev"), cwd=project.path, env=clean_environment(PATH=path), start_new_session=True
-    )
-    try:
-        yield process
-        os.killpg(process.pid, signal.SIGINT)
-        process.wait(30)
-    finally:
+class Dev:
+    """`make dev` in *project*, on ports of its own; *folder* gets its output."""
+
+    def __init__(self, project: Project, uv: Path, folder: Path) -> None:
+        self.http, admin = free_ports(2)
+        (project.path / ".env").write_text(f"APP_HTTP_PORT={self.http}\nAPP_ADMIN_PORT={admin}\n")
+        path = f"{uv.parent}{os.pathsep}{os.environ['PATH']}"
+        self._said = folder / "said"
+        with self._said.open("w") as said:
+            # A session of its own: the signal must not reach this process too.
+            self.process = subprocess.Popen(
+                ("make", "dev"),
+                cwd=project.path,
+                env=clean_environment(PATH=path, TMPDIR=str(folder)),
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        wait_for(lambda: answers(self.http, "/-/ready"), "the service", 120)
+
+    def lines(self, event: str) -> list[dict[str, Any]]:
+        complete = self._said.read_text().rpartition("\n")[0].splitlines()
+        lines = [json.loads(line) for line in complete if line.startswith("{")]
+        return [line for line in lines if line["event"] == event]
+
+    def interrupt(self) -> None:
+        """Do what Ctrl-C does in a terminal, in the middle of a request: that is answered, and all ends."""
+        body = b'{"name": "Ada"}'
+        head = f"POST /greetings HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n"
+        with socket.create_connection((LOOPBACK, self.http), timeout=30) as client:
+            client.sendall(f"{head}Authorization: Bearer hunter2\r\n\r\n".encode() + body[:5])
+            wait_for(lambda: self.lines("request"), "a first request")
+            os.killpg(self.process.pid, signal.SIGINT)
+            wait_for(lambda: self.lines("draining"), "the drain")
+            client.sendall(body[5:])
+            assert client.recv(1000).startswith(b"HTTP/1.1 200 OK")
+        self.process.wait(60)
+        assert self.lines("stopped")[-1]["status"] == 0, self._said.read_text()
+        assert not answers(self.http, "/-/ready")
+
+    def end(self) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
 
-def test_make_dev_hands_over_settings_and_secrets_and_restarts_on_save(bake: Bake, uv: Path) -> None:
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder for temporary files that every user may enter: as root, PostgreSQL runs as another one."""
+    made = Path(tempfile.mkdtemp(prefix="dev-"))
+    made.chmod(0o755)
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+def test_make_dev_hands_over_settings_and_secrets_and_restarts_on_save(
+    bake: Bake, uv: Path, folder: Path
+) -> None:
     project = bake().sync()
-    http, admin = free_ports(2)
-    (project.path / ".env").write_text(f"APP_HTTP_PORT={http}\nAPP_ADMIN_PORT={admin}\n")
     (project.path / "secrets").mkdir(exist_ok=True)
     (project.path / "secrets" / "greeting_token").write_text("hunter2")
-    with make_dev(project, uv):
-        wait_for(lambda: answers(http, "/-/ready"), "the service")
-        assert ask(http, "/greetings/Ada").status == 401
+    dev = Dev(project, uv, folder)
+    try:
+        assert ask(dev.http, "/greetings/Ada").status == 401
 
         def greeting() -> str:
             with contextlib.suppress(OSError):
-                return ask(http, "/greetings/Ada", headers={"Authorization": "Bearer hunter2"}).text
+                return ask(dev.http, "/greetings/Ada", headers={"Authorization": "Bearer hunter2"}).text
             return ""
 
         assert "Good " in greeting()
         domain = project.path / "src" / project.package / "domain.py"
         domain.write_text(domain.read_text().replace("Good ", "Very good "))
         wait_for(lambda: "Very good " in greeting(), "the changed answer")
-    wait_for(lambda: not answers(http, "/-/ready"), "the end of all of them")
+        # The first has drained as well, for the second.
+        assert [line["status"] for line in dev.lines("stopped")] == [0]
+        dev.interrupt()
+    finally:
+        dev.end()
+
+
+def test_make_dev_brings_a_database_with_rows_which_stay(bake: Bake, uv: Path, folder: Path) -> None:
+    project = bake(database="postgresql").sync()
+    servers: list[Path] = []
+    try:
+        for visits in (1, 2):
+            dev = Dev(project, uv, folder)
+            try:
+                servers = [each for root in (folder, project.path) for each in root.rglob("postmaster.pid")]
+                assert len(servers) == 1
+                assert ask(dev.http, "/guests/Ada").json()["visits"] == visits
+                dev.interrupt()
+            finally:
+                dev.end()
+            assert not servers[0].exists()
+    finally:
+        for server in servers:
+            if server.exists():
+                os.kill(int(server.read_text().split()[0]), signal.SIGINT)

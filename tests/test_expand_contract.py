@@ -141,10 +141,10 @@ class Site:
         time.sleep(4)
         assert self.slots.pop(oldest).stop() == 0
 
-    def lint(self, source: Path) -> subprocess.CompletedProcess[str]:
-        program = self.project.python.parent
-        env = clean_environment(PYTHONPATH=str(source), PATH=f"{program}:/usr/bin:/bin")
-        command = (self.project.python, "-m", "tests.chassis.lint_migrations")
+    def check(self, source: Path, *module: str) -> subprocess.CompletedProcess[str]:
+        """Run one of the service's own checks of its migrations."""
+        env = clean_environment(PYTHONPATH=str(source))
+        command: tuple[str | Path, ...] = (self.project.python, "-m", *module)
         return subprocess.run(command, cwd=self.project.path, env=env, capture_output=True, text=True)
 
 
@@ -155,7 +155,7 @@ def site(renders: Renders, tmp_path: Path) -> Iterator[Site]:
         site = Site(renders.with_environment(database="postgresql"), postgres, tmp_path)
         yield site
         for process in site.processes:
-            process.end()
+            process.kill()
     finally:
         postgres.end()
 
@@ -164,9 +164,6 @@ def test_old_and_new_serve_on_the_schema_between_them(site: Site, renders: Rende
     first = site.project.path / "src"
     expand = site.second(site.version("second", first, expand=EXPAND))
     contract = site.version("third", expand, contract=CONTRACT)
-    careless = site.version(
-        "careless", expand, drop={"up": '    op.drop_column("guests", "visits")', "down": "    pass"}
-    )
     site.migrate(first)
     for _ in range(2):
         site.start(first)
@@ -194,8 +191,25 @@ def test_old_and_new_serve_on_the_schema_between_them(site: Site, renders: Rende
         with Guests(site.ports[FRONT], 4, "late").running() as late:
             site.postgres.sql("alter table guests drop column visits", site.database)
             wait_for(lambda: late.failures, "requests that fail for want of a column")
-    assert site.lint(contract).returncode == 0, site.lint(contract).stdout
-    refused = site.lint(careless)
+
+
+LINT = "tests.chassis.lint_migrations"
+SUITE = ("pytest", "-q", "-p", "no:cacheprovider", "tests/chassis/test_migrations.py")
+
+
+def test_the_services_own_checks_see_a_careless_migration(site: Site) -> None:
+    expand = site.second(site.version("second", site.project.path / "src", expand=EXPAND))
+    contract = site.version("third", expand, contract=CONTRACT)
+    for check in ((LINT,), SUITE):
+        passed = site.check(contract, *check)
+        assert passed.returncode == 0, passed.stdout
+    drop = {"up": '    op.drop_column("guests", "visits")', "down": "    pass"}
+    refused = site.check(site.version("careless", expand, drop=drop), LINT)
     assert refused.returncode == 1
     assert "ban-drop-column" in refused.stdout
     assert "0003.sql" in refused.stdout
+    # A row of those that the service's own seed has made, which squawk can not know.
+    lose = {"up": """    op.execute("delete from guests where name = 'Ada'")""", "down": "    pass"}
+    failed = site.check(site.version("lossy", contract, lose=lose), *SUITE)
+    assert failed.returncode == 1
+    assert "AssertionError: assert ['guests'] == []" in failed.stdout, failed.stdout

@@ -2,9 +2,6 @@
 """Routes, and nothing else: what they need is handed in, what they decide is in `domain`."""
 
 import hmac
-{%- if cookiecutter.database == "postgresql" %}
-from datetime import datetime
-{%- endif %}
 
 import msgspec
 import svcs
@@ -36,15 +33,6 @@ class Greeting(msgspec.Struct):
     """What is answered."""
 
     text: str
-{%- if cookiecutter.database == "postgresql" %}
-
-
-class Visits(msgspec.Struct):
-    """How often a guest was here, and when last."""
-
-    visits: int
-    last_seen: datetime
-{%- endif %}
 
 
 def create_app(config: Config, registry: svcs.Registry) -> Starlette:
@@ -77,7 +65,8 @@ def create_app(config: Config, registry: svcs.Registry) -> Starlette:
                 guest = await Guests(session).get(request.path_params["name"])
         if guest is None:
             raise HTTPException(404, "There was no such guest.")
-        return Response(msgspec.json.encode(Visits(guest.visits, guest.last_seen)), media_type="application/json")
+        seen = {"visits": guest.visits, "last_seen": guest.last_seen}
+        return Response(msgspec.json.encode(seen), media_type="application/json")
 {%- else %}
         return await answer(request, guest.name)
 {%- endif %}

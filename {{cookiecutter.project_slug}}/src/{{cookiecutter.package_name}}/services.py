@@ -1,5 +1,8 @@
 """What this service talks to: the outside world, each part behind a small class, made and pinged through svcs."""
 
+{% if cookiecutter.database == "postgresql" -%}
+from argparse import Namespace
+{% endif -%}
 from datetime import UTC, datetime
 {%- if cookiecutter.database == "postgresql" %}
 from pathlib import Path
@@ -31,13 +34,11 @@ from .models import Guest
 # instances share: if it is down, no instance would be ready, and an answer without it is better than none.
 NON_CRITICAL: frozenset[type] = frozenset()
 
-# Commands of this service's own, with the same settings, secrets, services and logs.
-{%- if cookiecutter.database == "postgresql" %}
-COMMANDS: dict[str, Command] = {"migrate": MIGRATE}
-
+{% if cookiecutter.database == "postgresql" -%}
 # The schema that this version needs.
 MIGRATIONS = Path(__file__).with_name("migrations")
-{%- else %}
+{%- else -%}
+# Commands of this service's own, with the same settings, secrets, services and logs.
 COMMANDS: dict[str, Command] = {}
 {%- endif %}
 
@@ -71,6 +72,18 @@ class Guests:
     async def get(self, name: str) -> Guest | None:
         """Return the guest *name*, if there was one."""
         return await self._session.get(Guest, name)
+
+
+async def seed(_arguments: Namespace, _config: Config, services: svcs.Container) -> None:
+    """Put the rows into a new database that `make dev` is to begin with."""
+    database = await services.aget(Database)
+    async with database.transaction() as session:
+        for name in ("Ada", "Grace"):
+            await Guests(session).add(name)
+
+
+# Commands of this service's own, with the same settings, secrets, services and logs.
+COMMANDS: dict[str, Command] = {"migrate": MIGRATE, "seed": Command(seed, "fill a new database for development")}
 
 
 {% endif -%}
