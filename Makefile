@@ -27,6 +27,7 @@ bench: .venv/ready  ## what the chassis costs, how that grows, and what looking 
 	@$(VENV)/python benchmarks/growth.py $(if $(OUT),--json $(OUT)/growth.json)
 	@$(if $(OUT),$(VENV)/python benchmarks/chart.py $(OUT))
 	@$(VENV)/python benchmarks/introspection.py
+	@$(VENV)/python benchmarks/database.py
 
 soak: .venv/ready  ## half an hour of load and faults, then 20 rolling restarts behind each balancer, under load
 	@$(VENV)/python scripts/soak.py $(if $(MINUTES),--minutes $(MINUTES))

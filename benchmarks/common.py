@@ -111,10 +111,17 @@ class Round:
     cpu: float
 
 
-def load(process: int, url: str, seconds: int, connections: int = 64, core: int | None = None) -> Round:
-    """Ask as fast as it goes, from the last core unless *core* is given."""
+def load(
+    process: int,
+    url: str,
+    seconds: int,
+    connections: int = 64,
+    core: int | None = None,
+    options: Sequence[str] = (),
+) -> Round:
+    """Ask as fast as it goes, from the last core unless *core* is given; *options* are wrk's."""
     pinned = ("taskset", "-c", str(cores()[-1] if core is None else core))
-    command = (*pinned, needed("wrk"), "-t1", f"-c{connections}", f"-d{seconds}s", url)
+    command = (*pinned, needed("wrk"), "-t1", f"-c{connections}", f"-d{seconds}s", *options, url)
     before = cpu_seconds(process)
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     used = cpu_seconds(process) - before

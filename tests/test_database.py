@@ -204,3 +204,25 @@ def test_what_postgresql_can_not_store_is_a_422(migrated: Start) -> None:
     for name in ("a\\u0000b", "x\\ud800"):
         answer = service.ask("/greetings", method="POST", headers=JSON, body=f'{{"name": "{name}"}}')
         assert answer.status in (400, 422), answer.text
+
+
+def test_a_connection_that_was_cut_while_it_was_idle_costs_no_request(
+    migrated: Start, postgres: Postgres
+) -> None:
+    service = migrated().ready()
+
+    def greet() -> int:
+        return service.ask("/greetings", method="POST", headers=JSON, body='{"name": "Ada"}').status
+
+    def cut() -> None:
+        postgres.sql("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'app'")
+
+    assert greet() == 200
+    cut()
+    # Longer than a connection may be idle without a test.
+    time.sleep(1.5)
+    assert greet() == 200
+    # One that worked a moment ago is taken for good: an error with Retry-After, and then all are new.
+    cut()
+    assert [greet(), greet()] in ([503, 200], [200, 200])
+    assert service.stop() == 0

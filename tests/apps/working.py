@@ -11,6 +11,8 @@ import svcs
 from my_service.chassis import Service, Settings, Worker, get_logger, run
 from starlette.applications import Starlette
 
+from apps.managers import NOTIFY
+
 log = get_logger("working")
 
 
@@ -74,7 +76,9 @@ class Snack(Worker):
 def service() -> Service:
     workers: dict[str, type[Worker]] = {"eater": Eater, "guest": Guest, "snack": Snack, "ticker": Ticker}
     non_critical = [Guest] if "FORGIVING" in os.environ else []
-    return Service("my-service", Settings, register, lambda *_: Starlette(), non_critical, workers=workers, notify=NOTIFY)
+    return Service(
+        "my-service", Settings, register, lambda *_: Starlette(), non_critical, workers=workers, notify=NOTIFY
+    )
 
 
 def register(registry: svcs.Registry, config: Settings) -> None: ...
