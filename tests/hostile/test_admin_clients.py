@@ -118,7 +118,7 @@ def test_no_request_gets_more_than_it_may(target: Service, inside: bool) -> None
             assert authorised
             assert ours
             assert headers["Content-Type"].startswith("application/json")
-            assert headers.get("Origin", f"http://{host}").partition("://")[2] == (host or "")
+            assert headers.get("Origin", f"http://{host or ''}").partition("://")[2] == (host or "")
         reached.add((changed, status))
         assert (level(target) == "error") == (changed and method == "PUT")
         if level(target) == "error":
