@@ -48,6 +48,8 @@ OTHERS = ("worker", "stored", "caller", "old")
 ENDED = ("cut", "drained")
 # These have a second instance, which goes on.
 TWICE = (*ENDED, "old")
+# Connections that nobody uses.
+MANY = 100
 # The line of the chassis that says of when it is.
 RELEASED = re.compile(r"(?<=^TEMPLATE_VERSION, TEMPLATE_RELEASED = ).*$", flags=re.MULTILINE)
 
@@ -213,9 +215,11 @@ class Fleet(contextlib.ExitStack):
 
     def _take_descriptors(self, service: Service) -> None:
         """Open connections to a service, and let it open hardly more."""
-        self._crowd(service, 40)
-        opened = wait_for(lambda: (n := service.series()["process_open_fds"]) > 40 and n, "connections")
-        most = math.ceil(opened / 0.87)
+        before = service.series()["process_open_fds"]
+        self._crowd(service, MANY)
+        # Those that it has not accepted yet would take what is left for scrapes.
+        wait_for(lambda: service.series()["process_open_fds"] > before + MANY - 5, "connections", every=0.1)
+        most = math.ceil((before + MANY) / 0.87)
         resource.prlimit(service.pid, resource.RLIMIT_NOFILE, (most, most))
 
     def _use_up_the_pool(self, service: Service) -> None:
