@@ -21,13 +21,14 @@ lint: .venv/ready  ## all that .pre-commit-config.yaml lists
 deps: .venv/ready  ## let all version ranges take in the newest releases, if the tests pass; ONLY=NAME for one
 	@$(VENV)/python scripts/deps.py $(if $(ONLY),--only $(ONLY))
 
-bench: .venv/ready  ## what the chassis costs, how that grows, and what looking at it costs; OUT=FOLDER for JSON and charts
+bench: .venv/ready  ## what the chassis costs, how that grows, what looking at it and traces that are off cost; OUT=FOLDER for JSON and charts
 	@$(if $(OUT),mkdir -p $(OUT))
 	@$(VENV)/python benchmarks/table.py $(if $(OUT),--json $(OUT)/table.json)
 	@$(VENV)/python benchmarks/growth.py $(if $(OUT),--json $(OUT)/growth.json)
 	@$(if $(OUT),$(VENV)/python benchmarks/chart.py $(OUT))
 	@$(VENV)/python benchmarks/introspection.py
 	@$(VENV)/python benchmarks/database.py
+	@$(VENV)/python benchmarks/tracing.py
 
 soak: .venv/ready  ## half an hour of load and faults, then 20 rolling restarts behind each balancer, under load
 	@$(VENV)/python scripts/soak.py $(if $(MINUTES),--minutes $(MINUTES))

@@ -112,6 +112,8 @@ def test_a_job_of_the_queue_page_that_can_not_be_cancelled_fails_liveness(
         work = (service.python, "-m", service.package, "worker", "jobs")
         worker = Service(work, tmp_path, clean_environment(**env))
         worker.line("job taken")
+        # What Swarm and rolling-restart ask.
+        service.run(service.command, "healthcheck", APP_ADMIN_PORT=str(worker.port("admin")))
         wait_for(lambda: worker.status("/-/healthy", "admin") == 503, "liveness to fail")
         said = worker.ask("/-/healthy", port="admin").text
         assert "no progress of jobs" in said
