@@ -1,4 +1,4 @@
-"""What the chassis costs with a database: a read and a write, against the plainest app that does both.
+"""What the chassis costs with a database: one read and one write, held against the plainest app for both.
 
 The service, with each framework, and an app of FastAPI and SQLAlchemy with its defaults on uvicorn use one
 PostgreSQL in turn. What counts are medians of ratios of neighbouring rounds, as in table.py.
@@ -70,7 +70,7 @@ def serve(kind: str, projects: dict[str, Path], settings: dict[str, str]) -> Abs
 
 
 def measure(servers: dict[str, Running], what: str, rounds: int, seconds: int) -> list[Row]:
-    """Measure requests a second, what each costs, and the 99th percentile at half the slowest's rate."""
+    """Measure requests a second, their CPU, and the 99th percentile at half the slowest's rate."""
     rates: dict[str, list[float]] = {kind: [] for kind in servers}
     costs: dict[str, list[float]] = {kind: [] for kind in servers}
     tails: dict[str, list[float]] = {kind: [] for kind in servers}
