@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pty
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from kit.service import Service, wait_for
+from my_service.chassis import logs, request_id
 
 from .start import PROBE, SERVICE, Start
 
@@ -52,6 +54,24 @@ def test_a_whole_life_is_json_lines_on_stdout_and_nothing_on_stderr(own: Service
     assert "OSError: in __del__" in own.lines("unraisable exception")[0]["exception"]
     assert any("IndexError" in line.get("exception", "") for line in lines if line["logger"] == "asyncio")
     assert own.lines("odd")[0]["surrogate"] == "\udc80"
+
+
+def test_a_service_can_ask_for_the_id_of_each_request() -> None:
+    async def ask(identity: str) -> str:
+        logs.REQUEST.set({"request_id": identity})
+        await asyncio.sleep(0)
+        return request_id()
+
+    async def ask_all() -> list[str]:
+        return await asyncio.gather(*map(ask, "abc"))
+
+    assert request_id() == ""
+    assert asyncio.run(ask_all()) == ["a", "b", "c"]
+    assert request_id() == ""
+
+
+def test_all_lines_go_one_way_out() -> None:
+    assert logs.output() is logs.output()
 
 
 def test_an_exception_that_ends_the_process_is_a_line_too(start: Start) -> None:

@@ -75,12 +75,12 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
     return logger
 
 
-@functools.cache
 def request_id() -> str:
     """Return the id of the request at hand, for what leaves the service; empty where there is no request."""
     return REQUEST.get(_NO_REQUEST).get("request_id", "")
 
 
+@functools.cache
 def output() -> Output:
     """Return what writes to stdout."""
     out = Output(1, lambda lost: get_logger("logs").error("log lines lost", lost=lost))
