@@ -105,6 +105,12 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             ((f"http_server_active_requests{{{CHOSEN}}}", "{{job}} {{instance}}"),),
         ),
         Panel(
+            "Connections",
+            "Clients that are connected; a balancer keeps some without a request.",
+            "none",
+            ((f"http_server_open_connections{{{CHOSEN}}}", "{{job}} {{instance}}"),),
+        ),
+        Panel(
             "Event loop late",
             "The share of time in which the event loop was late; EventLoopLate asks for 10 %.",
             "percentunit",

@@ -183,7 +183,7 @@ def test_the_preview_draws_every_panel(prometheus: Prometheus, tmp_path: Path) -
     assert (done.returncode, done.stderr) == (0, "")
     page = ElementTree.parse(picture).getroot()
     panels = page.findall("{*}g")
-    assert len(panels) == 29
+    assert len(panels) == 30
     for panel in panels:
         texts = [text.text for text in panel.findall("{*}text")]
         lines = [line.get("points") for line in panel.findall("{*}polyline")]

@@ -261,3 +261,12 @@ def test_what_an_instance_goes_through_is_measured(start: Start, secrets: Path) 
     assert 0 < seen["drain_time_left_ratio"] < 1.5
     assert (seen["readiness"], seen['lifecycle_state{lifecycle_state="draining"}']) == (0, 1)
     assert process.wait() == 1
+
+
+def test_clients_that_are_connected_are_counted(own: Service) -> None:
+    def connected() -> float:
+        return own.series()["http_server_open_connections"]
+
+    with own.dial(), own.dial(), own.dial():
+        wait_for(lambda: connected() == 3, "three clients")
+    wait_for(lambda: connected() == 0, "nobody")

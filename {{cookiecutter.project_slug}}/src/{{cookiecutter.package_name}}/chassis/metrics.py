@@ -47,8 +47,8 @@ class Metrics:
         self._durations = Histogram(name, text, LABELS, buckets=DURATION_BUCKETS, registry=own)
         self._children: dict[tuple[str, str, int], Histogram] = {}
         Gauge("http_server_active_requests", "In-flight requests.", registry=own).set_function(in_flight)
-        name, text = "event_loop_lag_seconds", "How late the event loop ran what was due."
-        self.lag = Histogram(name, text, buckets=LAG_BUCKETS, registry=own)
+        self.connections = Gauge("http_server_open_connections", "Clients that are connected.", registry=own)
+        self.lag = Histogram("event_loop_lag_seconds", "How late the event loop is.", buckets=LAG_BUCKETS, registry=own)
         self.refused = Counter("http_server_refusals", "What the server refused.", ("reason",), registry=own)
         for reason in ("malformed", "head", "slow", "connections", "body"):
             self.refused.labels(reason)

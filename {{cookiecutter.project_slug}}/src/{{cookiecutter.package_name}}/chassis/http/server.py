@@ -87,6 +87,7 @@ class Server(uvicorn.Server):
         )
         self._lifecycle, self._requests, self._metrics = app.lifecycle, app.requests, app.metrics
         self._limits = app.limits
+        self._metrics.connections.set_function(lambda: len(self.server_state.connections))
         self._most_connections = connection_limit(settings.http.max_connections)
         self._turned_away = 0
         # How much was cut off in the end: requests without an answer, and work that goes on behind an answer.
@@ -190,7 +191,6 @@ class Server(uvicorn.Server):
                 sock.shutdown(socket.SHUT_RDWR)
         for server in self.servers:
             server.close()
-
         make = functools.partial(self._make_connection, app_state=self.lifespan.state)
         for client in accepted:
             await asyncio.get_running_loop().connect_accepted_socket(make, client)
