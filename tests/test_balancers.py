@@ -236,13 +236,16 @@ def test_the_lines_for_one_address_do_what_the_page_says(
     usual = BALANCERS["haproxy"]
     limited = replace(usual, quicker={**usual.quicker, before: before + lines.replace("gt 200", "gt 20")})
     with behind(limited, world, tmp_path) as site, contextlib.ExitStack() as stack:
-        for source in ("127.0.0.9", LOOPBACK):
+
+        def is_one_too_many(source: str) -> bool:
+            # HAProxy soon ends those without a request, and may take them in another order than they came in.
             for _ in range(20):
                 stack.enter_context(socket.create_connection((LOOPBACK, site.port), 5, (source, 0)))
-        # HAProxy may take the connections in another order than they came in.
-        wait_for(lambda: answered(site, "/trouble/x", source="127.0.0.9") == 0, "a refusal")
+            return answered(site, "/trouble/x", source=source) == 0
+
+        wait_for(lambda: is_one_too_many("127.0.0.9"), "a refusal", every=1)
+        assert not is_one_too_many(LOOPBACK), "a proxy is limited, too"
         assert answered(site, "/trouble/x", source="127.0.0.10") == 200
-        assert answered(site, "/trouble/x") == 200, "a proxy is limited, too"
 
 
 def test_haproxy_accepts_both_of_its_files(renders: Renders, project: Project) -> None:
