@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 TEMPLATE = Path(__file__).parents[1]
@@ -171,6 +172,22 @@ def proportional_memory(process: int) -> int:
     found = re.search(r"(?m)^Pss:\s+(\d+) kB", Path(f"/proc/{process}/smaps_rollup").read_text())
     assert found is not None
     return int(found[1]) * 1024
+
+
+def compare(those: Sequence[Round], without: Sequence[Round], names: tuple[str, str]) -> list[float]:
+    """Print how each of *those* rounds compares with its neighbours; return the ratios of their rates.
+
+    So a drift of the machine does not count. There is one more round *without*; *names* are what people read.
+    """
+    with_it, plain = names
+    neighbours = list(pairwise(without))
+    rates = [one.rate * 2 / (a.rate + b.rate) for one, (a, b) in zip(those, neighbours, strict=True)]
+    cpus = [one.cpu * 2 / (a.cpu + b.cpu) for one, (a, b) in zip(those, neighbours, strict=True)]
+    print(f"throughput, {with_it} / {plain}: {spread(rates)}")
+    print(f"throughput, {plain} / {plain}: {spread([b.rate / a.rate for a, b in neighbours])}")
+    print(f"CPU a request, {with_it} / {plain}: {spread(cpus)}")
+    print(f"CPU a request, {plain} / {plain}: {spread([b.cpu / a.cpu for a, b in neighbours])}")
+    return rates
 
 
 def spread(ratios: Sequence[float]) -> str:

@@ -15,11 +15,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from urllib.request import urlopen
 
-from common import Round, bake, cpu_seconds, environment, load, needed, spread
+from common import Round, bake, compare, cpu_seconds, environment, load, needed
 
 START_SECONDS = 60
 LOOKS = 500
@@ -110,14 +109,7 @@ def main() -> None:
             for _ in range(LOOKS):
                 scrape_and_probe(admin)
             look = (cpu_seconds(process) - before) / LOOKS
-    # Each round is held against those on both sides, so that a drift of the machine does not count.
-    neighbours = list(pairwise(alone))
-    rates = [one.rate * 2 / (a.rate + b.rate) for one, (a, b) in zip(looked, neighbours, strict=True)]
-    cpus = [one.cpu * 2 / (a.cpu + b.cpu) for one, (a, b) in zip(looked, neighbours, strict=True)]
-    print(f"throughput, looked at / alone:      {spread(rates)}")
-    print(f"throughput, alone / alone:          {spread([b.rate / a.rate for a, b in neighbours])}")
-    print(f"CPU a request, looked at / alone:   {spread(cpus)}")
-    print(f"CPU a request, alone / alone:       {spread([b.cpu / a.cpu for a, b in neighbours])}")
+    rates = compare(looked, alone, ("looked at", "alone"))
     cost = (1 - statistics.median(rates)) / options.looks
     print(f"one look a second costs:            {cost:.2%} of throughput")
     print(f"a scrape and a probe under this load: median {statistics.median(looks) * 1000:.0f} ms")

@@ -8,10 +8,9 @@ import argparse
 import sys
 import tempfile
 from contextlib import ExitStack
-from itertools import pairwise
 from pathlib import Path
 
-from common import Round, bake, cores, environment, free_port, load, needed, server, spread
+from common import Round, bake, compare, cores, environment, free_port, load, needed, server
 
 CONNECTIONS = 32
 PATH = "/greetings/you"
@@ -48,13 +47,7 @@ def main() -> None:
         for _ in range(options.rounds):
             off.append(measure("off"))
             without.append(measure("without"))
-    neighbours = list(pairwise(without))
-    rates = [one.rate * 2 / (a.rate + b.rate) for one, (a, b) in zip(off, neighbours, strict=True)]
-    cpus = [one.cpu * 2 / (a.cpu + b.cpu) for one, (a, b) in zip(off, neighbours, strict=True)]
-    print(f"throughput, off / without:        {spread(rates)}")
-    print(f"throughput, without / without:    {spread([b.rate / a.rate for a, b in neighbours])}")
-    print(f"CPU a request, off / without:     {spread(cpus)}")
-    print(f"CPU a request, without / without: {spread([b.cpu / a.cpu for a, b in neighbours])}")
+    compare(off, without, ("off", "without"))
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from kit.balancers import BALANCERS, DOCS, FRONT, SLOTS
+from kit.balancers import BALANCERS, DOCS, FRONT, SLOTS, places
 from kit.behind import Site, answered, behind, small
 from kit.hostile import statuses
 from kit.project import ROOT, Project, Renders
-from kit.service import LOOPBACK, free_ports, rest, wait_for
+from kit.service import LOOPBACK, rest, wait_for
 from kit.tools import tool
 from kit.world import World
 
@@ -181,8 +181,7 @@ class Echoes(socketserver.ThreadingTCPServer):
 def test_a_websocket_passes_and_outlives_the_limits_of_requests(
     name: str, project: Project, tmp_path: Path
 ) -> None:
-    names = (FRONT, *SLOTS, *(f"1{slot}" for slot in SLOTS))
-    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    ports = places()
     with contextlib.ExitStack() as stack:
         for slot in (SLOTS[0], f"1{SLOTS[0]}"):
             echoes = stack.enter_context(Echoes((LOOPBACK, ports[slot]), Echo))

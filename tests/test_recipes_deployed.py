@@ -12,10 +12,10 @@ from typing import Any
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
-from kit.balancers import BALANCERS, FRONT, SLOTS
+from kit.balancers import BALANCERS, FRONT, SLOTS, places
 from kit.project import Project, Renders
 from kit.recipes import apply, read
-from kit.service import ask, clean_environment, free_ports
+from kit.service import ask, clean_environment
 from kit.systemd import read_unit
 from kit.tools import tool
 from kit.world import World
@@ -180,8 +180,7 @@ def limited(deployed: Deployed) -> Project:
 def test_a_client_that_asks_too_often_gets_429_until_it_has_waited(
     limited: Project, world: World, tmp_path: Path
 ) -> None:
-    names = (FRONT, *SLOTS, *(f"1{slot}" for slot in SLOTS))
-    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    ports = places()
     at = {"http": ports[SLOTS[0]], "admin": ports[f"1{SLOTS[0]}"]}
     service, front = world.start(None, ports=at).ready(), ports[FRONT]
     (tmp_path / "haproxy").mkdir()

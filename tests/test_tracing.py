@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kit.balancers import BALANCERS, FRONT, SLOTS
+from kit.balancers import BALANCERS, FRONT, SLOTS, places
 from kit.collector import Collector, Span
 from kit.project import ROOT, Renders
-from kit.service import Service, ask, free_port, free_ports, wait_for
+from kit.service import Service, ask, free_port, wait_for
 from kit.world import World
 
 pytestmark = pytest.mark.slow
@@ -33,8 +33,7 @@ def lost(service: Service, reason: str) -> float:
 def test_a_request_through_haproxy_and_two_services_is_one_trace(
     world: World, collector: Collector, tmp_path: Path
 ) -> None:
-    names = (FRONT, *SLOTS, *(f"1{slot}" for slot in SLOTS))
-    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    ports = places()
     at = {"http": ports[SLOTS[0]], "admin": ports[f"1{SLOTS[0]}"]}
     b = world.start(APP, **collector.settings("b")).ready()
     a = world.start(APP, ports=at, UPSTREAM=f"http://127.0.0.1:{b.port()}", **collector.settings("a")).ready()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kit.project import ROOT, Project
-from kit.service import answers, wait_for
+from kit.service import answers, free_ports, wait_for
 from kit.tools import tool
 
 DOCS = ROOT / "docs" / "load-balancers"
@@ -19,6 +19,12 @@ FRONT = "8080"
 SLOTS = ("8000", "8010", "8020", "8030")
 # Most balancers take every instance for ready until their first check.
 FIRST_CHECK_SECONDS = 1.0
+
+
+def places() -> dict[str, int]:
+    """Return a free port for each that a balancer's file names: the front, the slots, their admin ports."""
+    names = (FRONT, *SLOTS, *(f"1{slot}" for slot in SLOTS))
+    return dict(zip(names, free_ports(len(names)), strict=True))
 
 
 @dataclass(frozen=True)

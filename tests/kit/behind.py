@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kit.balancers import BALANCERS, FRONT, SLOTS, Balancer
-from kit.service import ANSWER_SECONDS, LOOPBACK, Answer, Service, ask, exchange, free_ports, rest
+from kit.balancers import BALANCERS, FRONT, SLOTS, Balancer, places
+from kit.service import ANSWER_SECONDS, LOOPBACK, Answer, Service, ask, exchange, rest
 from kit.world import World
 
 # What the files say, and what tests put in its place; all that is ended soon is ended after 1 s or 2 s.
@@ -114,8 +114,7 @@ class Kept:
 @contextlib.contextmanager
 def behind(balancer: Balancer, world: World, folder: Path, services: int = 1) -> Iterator[Site]:
     """Run services on the first ports of the balancer's file, and the balancer; *folder* must exist."""
-    names = (FRONT, *SLOTS, *(f"1{slot}" for slot in SLOTS))
-    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    ports = places()
     started = [
         world.start(ports={"http": ports[slot], "admin": ports[f"1{slot}"]}) for slot in SLOTS[:services]
     ]
