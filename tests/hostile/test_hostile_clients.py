@@ -275,10 +275,14 @@ def test_clients_that_leave_early_leave_nothing(target: Service, behaved: Behave
 def test_connections_that_have_ended_are_gone(world: World) -> None:
     service = world.start().ready()
     alive = int(service.ask("/connections").text)
-    for number in range(100):
+    for number in range(150):
         with service.dial() as client:
             send(client, b"GET /trouble/x HTTP/1.1\r\nHost: x\r\n\r\n" if number % 3 else b"nonsense\r\n\r\n")
-            some(client, 0.01)
+            if number % 2:
+                # A reset instead of an end, before the answer or behind it.
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            if number % 5:
+                some(client, 0.01)
     calm(service, descriptors(service))
     wait_for(
         lambda: int(service.ask("/connections").text) < 5 * alive, "ended connections being gone", every=0.1

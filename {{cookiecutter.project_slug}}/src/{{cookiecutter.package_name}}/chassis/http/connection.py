@@ -226,6 +226,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         left = self._http.cycle.scope if self._http.is_busy else None
-        self._http.connection_lost(exc)
+        # Not *exc*: after a reset uvicorn leaves its keep-alive timer running, which holds all of this in memory.
+        self._http.connection_lost(None)
         if left is not None:
             self._on_left(cast("Scope", left))
