@@ -77,7 +77,7 @@ def test_docker_takes_the_stack(renders: Renders) -> None:
     assert merged["environment"]["APP_DB_STATEMENT_TIMEOUT"] == "1200"
 
 
-def test_systemd_takes_the_oneshot_unit_which_is_as_closed_as_the_service(
+def test_systemd_takes_the_migration_which_is_as_closed_as_the_service(
     renders: Renders, tmp_path: Path
 ) -> None:
     units = get(renders, "systemd").path / "deploy/systemd"
@@ -85,17 +85,33 @@ def test_systemd_takes_the_oneshot_unit_which_is_as_closed_as_the_service(
     program.parent.mkdir()
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
-    unit = tmp_path / "my-service-migrate.service"
-    text = (units / unit.name).read_text()
-    unit.write_text(text.replace("/opt/my-service/current/bin/my-service", str(program)))
-    command = (tool("systemd-analyze"), "verify", "--no-pager", "--man=no", unit)
-    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True)
-    assert (done.returncode, unit.name in done.stderr) == (0, False), done.stderr
-    service = (units / "my-service@.service").read_text()
-    closed = service[service.index("DynamicUser=") : service.index("[Install]")].splitlines()
-    missing = {line for line in closed if line and not line.startswith("#")} - set(text.splitlines())
-    assert not missing
-    assert "LoadCredential=db_password:my-service.db_password" in service.splitlines()
+    folder = tmp_path / "units"
+    drop_in = folder / "my-service@migrate.service.d" / "migrate.conf"
+    drop_in.parent.mkdir(parents=True)
+    for file, name in ((folder / "my-service@.service", "my-service@.service"), (drop_in, drop_in.name)):
+        file.write_text(
+            (units / name).read_text().replace("/opt/my-service/current/bin/my-service", str(program))
+        )
+    instance = folder / "my-service@migrate.service"
+    instance.symlink_to("my-service@.service")
+
+    def analyze(verb: str, *options: str) -> tuple[int, bool, str]:
+        command = (tool("systemd-analyze"), verb, "--no-pager", *options, instance)
+        env = clean_environment(SYSTEMD_UNIT_PATH=f"{folder}:", SYSTEMD_COLORS="0")
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        return done.returncode, instance.name in done.stderr, done.stdout + done.stderr
+
+    for asked in (("verify", "--man=no"), ("security", "--offline=true", "--threshold=15")):
+        assert (found := analyze(*asked))[:2] == (0, False), found[2]
+    text = drop_in.read_text()
+    # It takes no line of the sandbox back, and the ports of an instance would be no numbers.
+    assert {line.partition("=")[0] for line in text.splitlines() if line[0] not in "#["} == {
+        *("Type", "Restart", "WatchdogSec", "TimeoutStartSec", "ExecStart", "Environment")
+    }
+    assert "APP_HTTP_PORT=0 APP_ADMIN_PORT=0" in text
+    # The test of this test: only a oneshot may have two commands, and without a reset these are two.
+    drop_in.write_text(text.replace("Type=oneshot", "Type=simple").replace("ExecStart=\n", ""))
+    assert analyze("verify", "--man=no")[:2] == (1, True)
 
 
 def test_compose_migrates_before_the_service_starts(renders: Renders, tmp_path: Path) -> None:
@@ -108,5 +124,8 @@ def test_compose_migrates_before_the_service_starts(renders: Renders, tmp_path: 
     services = json.loads(done.stdout)["services"]
     assert services["my-service"]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
     assert services["migrate"]["depends_on"]["postgres"]["condition"] == "service_healthy"
-    assert services["migrate"]["image"] == services["my-service"]["image"]
+    migrate, service = services["migrate"], services["my-service"]
+    own = {"command", "depends_on", "ports"}
+    assert {name for name in service if migrate.get(name) != service[name]} <= own
+    assert not migrate.get("ports")
     assert services["postgres"]["healthcheck"]["test"]

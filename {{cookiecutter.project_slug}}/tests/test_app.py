@@ -64,11 +64,6 @@ def test_counts_the_visits_of_a_guest(client: Client) -> None:
     assert service.get("/guests/Alan").status_code == 404
 
 
-def test_a_database_that_does_not_answer_is_a_503(client: Client) -> None:
-    answer = client(APP_DB_PORT="1").post("/greetings", json={"name": "Ada"})
-    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-
-
 {% else -%}
 @pytest.fixture
 def client(tmp_path: Path) -> Client:
