@@ -70,10 +70,6 @@ def test_a_service_can_ask_for_the_id_of_each_request() -> None:
     assert request_id() == ""
 
 
-def test_all_lines_go_one_way_out() -> None:
-    assert logs.output() is logs.output()
-
-
 def test_an_exception_that_ends_the_process_is_a_line_too(start: Start) -> None:
     code = "from my_service.chassis import logs; logs.configure('info', 'json'); 1 / 0"
     process = start.run([sys.executable, "-c", code], {})

@@ -6,11 +6,10 @@ are lost and counted.
 
 import os
 import select
-import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 
 # Some thousand lines, and little of a small container's memory.
 QUEUE_BYTES = 1024 * 1024
@@ -18,11 +17,9 @@ QUEUE_BYTES = 1024 * 1024
 
 def ensure_standard_streams() -> None:
     """Open /dev/null for each of stdin, stdout and stderr that is closed: a socket would get its number otherwise."""
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
 
 
 class Output:
@@ -36,12 +33,7 @@ class Output:
     def __init__(self, descriptor: int, on_recovery: Callable[[int], None], queue_bytes: int = QUEUE_BYTES) -> None:
         # Lines that could not be written, since the start, and how many of them were reported.
         self.lost = self._reported = 0
-        self._descriptor = descriptor
-        self._on_recovery = on_recovery
-        self._queue_bytes = queue_bytes
-        # The largest write that can't block: any for a file; PIPE_BUF for a pipe that poll() calls writable (pipe(7)).
-        is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
-        self._atomic_bytes = queue_bytes if is_file else select.PIPE_BUF
+        self._descriptor, self._on_recovery, self._queue_bytes = descriptor, on_recovery, queue_bytes
         poll = select.poll()
         poll.register(descriptor, select.POLLOUT)
         self._is_writable = poll.poll
@@ -58,57 +50,66 @@ class Output:
         self._queued_bytes = 0
         self._thread: threading.Thread | None = None
 
-    def write(self, *lines: bytes) -> None:
-        """Write whole *lines*, their ends included, now or as soon as the reader allows it."""
+    def queue(self, line: bytes) -> bool:
+        """Leave a whole *line*, its end included, to the next `drain`; return whether it is the only one there."""
         with self._lock:
-            for data in self._join(lines):
-                if self._thread is None and len(data) <= self._atomic_bytes and self._is_writable(0):
-                    self._put(data)
-                elif self._queued_bytes + len(data) > self._queue_bytes or not self._ensure_thread():
-                    self.lost += data.count(b"\n")
+            if self._queued_bytes + len(line) > self._queue_bytes:
+                self.lost += 1
+                return False
+            self._queue.append(line)
+            self._queued_bytes += len(line)
+            return len(self._queue) == 1
+
+    def write(self, line: bytes) -> None:
+        """Write a whole *line*, its end included, now or as soon as the reader allows it."""
+        self.queue(line)
+        self.drain()
+
+    def drain(self) -> None:
+        """Write what is in the queue; what the reader has no room for is left to a thread."""
+        with self._lock:
+            while self._queue and self._thread is None:
+                # A write of PIPE_BUF bytes can't block when poll() calls a pipe writable (pipe(7)).
+                if len(self._queue[0]) <= select.PIPE_BUF and self._is_writable(0):
+                    self._put(self._next())
                 else:
-                    self._queue.append(data)
-                    self._queued_bytes += len(data)
+                    self._start_thread()
         self._report()
 
-    def _join(self, lines: Iterable[bytes]) -> Iterator[bytes]:
-        """Make as few writes of *lines* as can't block; a longer line is one by itself."""
-        data = b""
-        for line in lines:
-            if data and len(data) + len(line) > self._atomic_bytes:
-                yield data
-                data = b""
-            data += line
-        yield data
-
     def flush(self, timeout_s: float) -> None:
-        """Wait until the queue is empty, *timeout_s* seconds at most."""
+        """Write what is in the queue, and wait for its reader, *timeout_s* seconds at most."""
+        self.drain()
         deadline = time.monotonic() + timeout_s
         while self._thread is not None and time.monotonic() < deadline:
             time.sleep(0.005)
 
-    def _ensure_thread(self) -> bool:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._empty_queue, name="output", daemon=True)
-            try:
-                # It waits for the lock until the line is in the queue.
-                self._thread.start()
-            except RuntimeError:
-                # There are too many threads, or the interpreter ends.
-                self._thread = None
-        return self._thread is not None
+    def _start_thread(self) -> None:
+        self._thread = threading.Thread(target=self._drain_slowly, name="output", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:
+            # There are too many threads, or the interpreter ends.
+            self._thread = None
+            self.lost += len(self._queue)
+            self._queue.clear()
+            self._queued_bytes = 0
 
-    def _empty_queue(self) -> None:
+    def _drain_slowly(self) -> None:
         while True:
             with self._lock:
                 if not self._queue:
                     self._thread = None
                     break
-                data = self._queue.popleft()
+                data = self._next()
             self._put(data)
-            with self._lock:
-                self._queued_bytes -= len(data)
         self._report()
+
+    def _next(self) -> bytes:
+        """Take as many lines as one write may have out of the queue; a longer line is one by itself."""
+        data = self._queue.popleft()
+        while self._queue and len(data) + len(self._queue[0]) <= select.PIPE_BUF:
+            data += self._queue.popleft()
+        return data
 
     def _put(self, data: bytes) -> None:
         """Write *data*, and wait for the reader if it must be; lines that can't be written whole are lost."""
@@ -123,12 +124,12 @@ class Output:
                 except BlockingIOError:
                     # Whoever started this process made the descriptor non-blocking.
                     self._is_writable(1000)
-            self._is_failing = False
         except OSError:
-            self._is_failing = True
             self._is_inside_line = self._is_inside_line or data[:written][-1:] not in (b"", b"\n")
-            with self._lock:
-                self.lost += data.count(b"\n", written)
+        with self._lock:
+            self._queued_bytes -= len(data)
+            self._is_failing = written < len(data)
+            self.lost += data.count(b"\n", written)
 
     def _report(self) -> None:
         if self.lost == self._reported:

@@ -113,12 +113,13 @@ async def _serve(
     tracing = service.tracing(service.name, version, env) if service.tracing is not None else None
     lifecycle.requests = lambda: len(requests)
     build = {"name": service.name, "version": version, "revision": config.build.revision or ""}
-    metrics = Metrics(build, lambda: len(requests), lambda: logs.output().lost)
+    metrics = Metrics(build, lambda: len(requests), lambda: logs.output.lost)
     health = Health(lifecycle, event_loop, config.health.check_timeout, service.non_critical, loaded.secrets.redact)
     health.on_check = lambda check: metrics.readiness_check.labels(check.name).set(check.error is None)
     metrics.follow(lifecycle, health, loaded.secrets)
     watchdog = Watchdog(event_loop, config.health.stall_limit, lambda: requests.running(event_loop.loop))
     history = History(metrics, lifecycle, health)
+    standard_logging.LEVELS.note = history.note
     asyncio.get_running_loop().set_exception_handler(metrics.count_uncaught)
     operator = Admin(
         service.name, version, config, loaded, lifecycle, event_loop, health, metrics, requests, watchdog, history

@@ -21,7 +21,7 @@ from ..lines import timestamp
 from ..logs import get_logger
 from ..metrics import Metrics
 from ..stacks import describe
-from ..standard_logging import Change, TemporaryLevels
+from ..standard_logging import LEVELS, Change
 from .access import check_access, check_host, has_token
 from .page import History, render
 
@@ -77,7 +77,6 @@ class Admin:
     requests: RequestsInFlight
     watchdog: Watchdog
     history: History
-    levels: TemporaryLevels = attrs.field(default=attrs.Factory(lambda self: TemporaryLevels(self.history.note), True))
 
     def respond(self, request: Request) -> Response:
         """Respond to *request*, if this client may send it; raise HTTPException otherwise."""
@@ -182,15 +181,15 @@ class Admin:
 
     def change_level(self, request: Request) -> object:
         try:
-            self.levels.change(msgspec.json.decode(request.body, type=Change), request.client)
+            LEVELS.change(msgspec.json.decode(request.body, type=Change), request.client)
         except (ValueError, msgspec.DecodeError) as error:
             example = '{"level": "debug", "logger": "http", "for": "10m"}'
             raise HTTPException(400, f"{error}\nAn example: {example}") from None
-        return self.levels.show()
+        return LEVELS.show()
 
     def revert_levels(self, request: Request) -> object:
-        self.levels.revert(request.client)
-        return self.levels.show()
+        LEVELS.revert(request.client)
+        return LEVELS.show()
 
     def expose(self, request: Request) -> Response:
         if exposed := self.metrics.expose(request.headers.get("accept", "")):
@@ -200,7 +199,7 @@ class Admin:
 
 ONE_CHECK = Endpoint("one readiness check", {"GET": Admin.check})
 STACKS = {"GET": lambda admin, _: describe(admin.event_loop.loop)}
-LEVELS = {"GET": lambda admin, _: admin.levels.show(), "PUT": Admin.change_level, "DELETE": Admin.revert_levels}
+LOG_LEVEL = {"GET": lambda *_: LEVELS.show(), "PUT": Admin.change_level, "DELETE": Admin.revert_levels}
 ENDPOINTS = {
     "/": Endpoint("the page for people", {"GET": Admin.page}),
     "/-/healthy": Endpoint("liveness: does the event loop make progress?", {"GET": Admin.healthy}),
@@ -210,6 +209,6 @@ ENDPOINTS = {
     "/-/stalls": Endpoint("when the event loop stood still", {"GET": Admin.stalls}, guarded=True),
     "/-/config": Endpoint("every setting", {"GET": lambda admin, _: admin.config()}),
     "/-/version": Endpoint("what runs here", {"GET": lambda admin, _: admin.about()}),
-    "/-/log-level": Endpoint("the level of every logger", LEVELS),
+    "/-/log-level": Endpoint("the level of every logger", LOG_LEVEL),
     "/metrics": Endpoint("metrics for Prometheus", {"GET": Admin.expose}),
 }
