@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attrs
 import environ
 import pytest
 from apps.picky import Config as PickyConfig
@@ -165,14 +166,6 @@ def test_settings_that_are_wrong_together_are_explained(start: Start) -> None:
     assert done.err == "Config: the two ports must differ\n"
 
 
-CALLS: list[str] = []
-
-
-def called(value: str) -> str:
-    CALLS.append(value)
-    return value
-
-
 @environ.config(frozen=True)
 class Inner:
     word: str = environ.var(help="required if anything of this is set")
@@ -193,16 +186,15 @@ class Easy:
 
 @environ.config(prefix="APP", frozen=True)
 class Grouped(Settings):
-    name: str = environ.var("name", called, help="a setting in no group")
+    name: str = environ.var("name", help="a setting in no group")
+    words: list[str] = environ.var(attrs.Factory(str), str.split, help="a default that is made")
     bad: int = environ.var("1", integer(0, 9), help="a setting with a name of its own", name="APP_OWN_NAME")
     outer: Outer | None = environ.group(Outer, optional=True)
     easy: Easy | None = environ.group(Easy, optional=True)
 
 
-def test_each_value_is_converted_once() -> None:
-    CALLS.clear()
-    assert load(Grouped, {"APP_NAME": "x"}).config.name == "x"
-    assert CALLS == ["x"]
+def test_a_default_may_be_made_for_each_object() -> None:
+    assert load(Grouped, {"APP_WORDS": "a b"}).config.words == ["a", "b"]
 
 
 def test_an_optional_group_is_there_when_anything_of_it_or_in_it_is(tmp_path: Path) -> None:
@@ -337,7 +329,7 @@ def test_a_platform_may_assign_the_port_by_its_own_name(start: Start) -> None:
 
 def test_where_a_value_is_from_is_told_for_people_and_for_programs() -> None:
     loaded: LoadedConfig[Settings] = load(Settings, {"PORT": "81", "APP_LOG_LEVELS": "a=info"})
-    told = {value.spec.name: value[1:] for value in loaded.values}
+    told = {each.name: (each.value, each.source, each.variable) for each in loaded.values}
     assert told["APP_HTTP_PORT"] == ("81", "environment PORT", "PORT")
     assert told["APP_HTTP_KEEP_ALIVE"] == ("75", "default", None)
     assert told["APP_ADMIN_TOKEN"] == (None, "file /run/secrets/admin_token", None)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import environ
 import pytest
+import yaml
 from apps.probe import Config
-from my_service.chassis.config import Settings, describe, specs
+from my_service.chassis.config import Settings, describe
 from my_service.chassis.config.formats import FORMATS, Files, SettingsDocument
 from my_service.chassis.errors import NotRepresentableError
 
@@ -44,7 +45,7 @@ def test_the_command_line_knows_every_format(start: Start) -> None:
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_setting_is_there_in_the_order_of_the_classes_with_its_help(format: str) -> None:
     content = "\n".join(made(format).values())
-    labels = [spec.label for spec in specs(Config)]
+    labels = [setting.label for setting in describe(Config, {})]
     if format in {"json-schema", "confd", "consul-template", "envsubst", "envconsul"}:
         # Their secrets come after the settings, or not at all.
         labels = [label for label in labels if label.isupper()]
@@ -161,16 +162,28 @@ def test_confd_refuses_a_key_that_holds_others() -> None:
         made("confd", BothConfig)
 
 
-def test_where_nothing_is_live_no_mapping_is_empty() -> None:
-    live = [line for line in one("swarm", Settings).splitlines() if line and not line.startswith("#")]
-    assert live == ['version: "3.9"']
-    assert "\n    environment:\n" in one("swarm", env={"APP_PROBE_NAME": "x"})
+@pytest.mark.parametrize(
+    ("format", "empty"),
+    [
+        (
+            "swarm",
+            {
+                "version": "3.9",
+                "services": {"service": {"environment": {}, "secrets": []}},
+                "secrets": {},
+            },
+        ),
+        ("kubernetes", {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "probe"}, "data": {}}),
+    ],
+)
+def test_where_nothing_is_live_no_mapping_is_null(format: str, empty: dict[str, object]) -> None:
+    assert yaml.safe_load(one(format, Settings)) == empty
 
 
 def test_a_required_secret_is_delivered_and_an_optional_one_is_a_comment() -> None:
     stack = one("swarm")
-    assert "\n  probe_password: {name: probe_probe_password_1, external: true}\n" in stack
-    assert "\n#  probe_key: {name: probe_probe_key_1, external: true}\n" in stack
+    assert "\n  probe_password: {name: probe_probe_password_1, external: true},\n" in stack
+    assert "\n#  probe_key: {name: probe_probe_key_1, external: true},\n" in stack
     files = made("consul-template")
     assert re.search(
         r'^template \{\n.*\n  destination = "/run/probe/secrets/probe_password"', files["probe.hcl"], re.M
@@ -191,7 +204,9 @@ def test_confd_finds_the_template_and_a_key_for_each_setting() -> None:
     resource = tomllib.loads(files["conf.d/probe.toml"])["template"]
     assert f"templates/{resource['src']}" in files
     keys = re.findall(r'getv "([^"]*)"', files["templates/probe.env.tmpl"])
-    assert keys == ["/" + spec.name.lower().replace("_", "/") for spec in specs(Config) if spec.file is None]
+    assert keys == [
+        "/" + each.name.lower().replace("_", "/") for each in describe(Config, {}) if each.file is None
+    ]
     assert all(key.startswith(tuple(resource["keys"])) for key in keys)
 
 

@@ -13,6 +13,8 @@ from .secrets import Secret
 from .service import Command, Limits, Service
 from .workers import Worker
 
-__all__ = ["Command", "Lifecycle", "Limits", "Secret", "Service", "Settings", "Worker", "get_logger", "load", "run"]
-__all__ += ["boolean", "choice", "host", "integer", "networks", "request_id", "seconds", "secret", "text"]
-__all__ += ["ChassisError", "ConfigurationError", "Problem", "SecretNotSetError"]
+__all__ = [
+    "ChassisError", "Command", "ConfigurationError", "Lifecycle", "Limits", "Problem", "Secret", "SecretNotSetError",
+    "Service", "Settings", "Worker", "boolean", "choice", "get_logger", "host", "integer", "load", "networks",
+    "request_id", "run", "seconds", "secret", "text",
+]  # fmt: skip

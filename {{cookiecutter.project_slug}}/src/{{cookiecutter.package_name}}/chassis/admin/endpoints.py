@@ -152,12 +152,12 @@ class Admin:
     def config(self) -> dict[str, dict[str, object]]:
         """Return each setting with its value, its source and its help; of a secret, only whether it is set."""
         secrets, shown = self.loaded.secrets, dict[str, dict[str, object]]()
-        for spec, value, source, _ in self.loaded.values:
-            known: dict[str, object] = {"value": value, "default": spec.default}
-            if spec.file is not None:
-                changed = secrets.changed.get(spec.file)
-                known = {"set": spec.file in secrets.values, "last_change": timestamp(changed) if changed else None}
-            shown[spec.label] = {**known, "source": source, "help": spec.help}
+        for setting in self.loaded.values:
+            known: dict[str, object] = {"value": setting.value, "default": setting.default}
+            if (file := setting.file) is not None:
+                changed = secrets.changed.get(file)
+                known = {"set": file in secrets.values, "last_change": timestamp(changed) if changed else None}
+            shown[setting.label] = {**known, "source": setting.source, "help": setting.help}
         return shown
 
     def changes(self) -> list[tuple[float, str]]:

@@ -3,6 +3,7 @@
 The files that tools read are in formats.txt as texts, whose head says what the words in them stand for.
 """
 
+import json
 import re
 import shlex
 from collections.abc import Callable, Sequence
@@ -10,17 +11,16 @@ from importlib import resources
 from typing import NamedTuple
 
 import attrs
-import msgspec
 
 from ..errors import NotRepresentableError, Problem
-from .loading import SettingSpec, SettingValue, as_text, printable
+from .loading import Setting, as_text, printable
 
 Files = dict[str, str]  # Contents, by the names of the files.
 # The braces of Go's templates. They are composed, because this file itself has been made by a template.
 OPEN, CLOSE = "{" * 2, "}" * 2
 CONDITION = re.compile(f"{OPEN}(?:if .*?|end){CLOSE}")
 # What is repeated: a line, or a block in braces.
-PIECE = re.compile(r"^(?:.*\{\n[^}]*\}|.+)$", re.MULTILINE)
+PIECE = re.compile(r"^(?:\w+ \{\n[^}]*\}|.+)$", re.MULTILINE)
 SPECIAL = "\"'\\$`# "  # Some reader of bare values takes each of these for a quote, an escape, or a comment.
 
 
@@ -28,18 +28,8 @@ class SettingsDocument(NamedTuple):
     """The settings of the service *name*; *current*: with the values that are set now, and not only the defaults."""
 
     name: str
-    values: Sequence[SettingValue]
+    settings: Sequence[Setting]
     current: bool = False
-
-    @property
-    def settings(self) -> list[SettingSpec]:
-        """What is a variable."""
-        return [value.spec for value in self.values if value.spec.file is None]
-
-    @property
-    def secrets(self) -> list[SettingSpec]:
-        """What is a file."""
-        return [value.spec for value in self.values if value.spec.file is not None]
 
 
 @attrs.frozen
@@ -51,38 +41,43 @@ class Format:
 
     def __call__(self, document: SettingsDocument) -> Files:
         """Make the files; raise a `NotRepresentableError` that holds every value that is refused."""
-        secrets = [spec.label for spec in document.secrets]
-        names, keys = " ".join(spec.name for spec in document.settings), "--from-file=" + " --from-file=".join(secrets)
-        words = {"SERVICE": document.name, "PREFIX": path(document.name), "NAMES": names, "KEYS": keys}
+        secrets = [setting.file for setting in document.settings if setting.file is not None]
+        names = " ".join(setting.name for setting in document.settings if setting.file is None)
+        words = {"SERVICE": document.name, "PREFIX": path(document.name), "NAMES": names}
+        words["KEYS"] = " ".join(f"--from-file={file}" for file in secrets)
         files = Files()
         for name, text in ((filled(name, **words), filled(text, **words)) for name, text in self.files.items()):
             if "<FILE>" in name:
-                files |= {name.replace("<FILE>", file): text.replace("<FILE>", file) for file in secrets}
+                files |= {filled(name, FILE=file): filled(text, FILE=file) for file in secrets}
             else:
-                made = PIECE.sub(lambda found: self._repeat(found[0], document), text)
-                files[name] = _without_empty_keys(made) if name.endswith(".yaml") else made
+                files[name] = PIECE.sub(lambda found: self._repeat(found[0], document), text)
         return files
 
     def _repeat(self, piece: str, document: SettingsDocument) -> str:
+        """Fill in *piece* for each setting that it is about."""
         if "<NAME>" in piece:
-            return self._with_settings(piece, document)
+            return self._assign(piece, document)
         if not (word := re.search("<(REQUIRED|FILE|MOUNT)>", piece)):
             return piece
-        required, lines = [spec for spec in document.settings if spec.always_required], list[str]()
-        for spec in required if word[1] == "REQUIRED" else document.secrets:
-            line = filled(piece, HELP=shlex.quote(spec.help), **{word[1]: spec.label})
-            lines.append(commented(line) if word[1] == "MOUNT" and not spec.always_required else line)
+        variables, lines = word[1] == "REQUIRED", list[str]()
+        for setting in document.settings:
+            if (setting.file is None) is variables and (setting.always_required or not variables):
+                line = filled(piece, HELP=shlex.quote(setting.help), **{word[1]: setting.label})
+                lines.append(commented(line) if word[1] == "MOUNT" and not setting.always_required else line)
         return "\n".join(lines)
 
-    def _with_settings(self, line: str, document: SettingsDocument) -> str:
+    def _assign(self, line: str, document: SettingsDocument) -> str:
+        """Fill in *line* for each variable, below its help; of a secret, there is only the help."""
         lines, problems = list[str](), list[Problem]()
-        for spec, value, _, variable in document.values:
-            lines += _explanation(spec)
-            name, default, current = spec.name, as_text(spec.default), value if document.current and variable else None
-            if spec.file is None and "<VALUE>" not in line:
-                place = CONDITION.sub("", line) if spec.always_required else line  # A tool then waits for its key.
+        for setting in document.settings:
+            name, default = setting.name, as_text(setting.default)
+            lines += _explanation(setting)
+            if setting.file is None and "<VALUE>" not in line:
+                # Without the condition, the tool waits for the key.
+                place = CONDITION.sub("", line) if setting.always_required else line
                 lines += [_comment(f"default: {default or 'none'}"), filled(place, NAME=name, PATH=path(name))]
-            elif spec.file is None:
+            elif setting.file is None:
+                current = setting.value if document.current and setting.variable else None
                 try:
                     if current is not None and printable(current) != current:
                         raise ValueError("it is not UTF-8")
@@ -115,59 +110,44 @@ def _comment(words: str) -> str:
     return " ".join(f"# {words}".split()).replace(OPEN, "{ {")
 
 
-def _explanation(spec: SettingSpec) -> list[str]:
+def _explanation(setting: Setting) -> list[str]:
     """Make the comment above a setting, in which no other syntax can be found."""
-    mark = "required" if spec.required else "optional"
-    if spec.required and spec.optional_groups:
-        mark = f"required once anything of {spec.optional_groups[-1]} is there"
-    if spec.file is not None:
-        mark = f"{mark}: a secret, the file {spec.file}"
-    return ["", _comment(spec.help), *([] if mark == "optional" else [f"# {mark}"])]
-
-
-def _without_empty_keys(yaml: str) -> str:
-    """Make a comment of each key of a YAML file that has nothing but comments below it."""
-    lines, depth_below = list[str](), 0
-    for line in reversed(yaml.split("\n")):
-        depth = len(line) - len(line.lstrip())
-        empty = re.fullmatch(" *[a-z]+:", line) and depth_below <= depth
-        if line and line[0] != "#" and not empty:
-            depth_below = depth
-        lines.insert(0, commented(line) if empty else line)
-    return "\n".join(lines)
+    mark = "required" if setting.required else "optional"
+    if setting.required and setting.optional_groups:
+        mark = f"required once anything of {setting.optional_groups[-1]} is there"
+    if setting.file is not None:
+        mark = f"{mark}: a secret, the file {setting.file}"
+    return ["", _comment(setting.help), *([] if mark == "optional" else [f"# {mark}"])]
 
 
 def _text(document: SettingsDocument) -> Files:
     """A table for people: every setting, its value, and where that is from."""
     rows = []
-    for spec, value, source, _ in document.values:
-        missing = "(required)" if spec.required else "-"
-        rows.append((spec.label, missing if value is None else printable(value), source, spec.help))
+    for setting in document.settings:
+        value = ("(required)" if setting.required else "-") if setting.value is None else printable(setting.value)
+        rows.append((setting.label, value, setting.source, setting.help))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return {"settings.txt": "".join("  ".join([*map(str.ljust, row, widths), row[3]]).rstrip() + "\n" for row in rows)}
 
 
 def _json(document: SettingsDocument) -> Files:
     """Every setting with all that is known of it, for tools."""
-    rows = [
-        {**spec._asdict(), "value": None if value is None else printable(value), "source": source}
-        for spec, value, source, _ in document.values
-    ]
-    return {"settings.json": _as_json(rows)}
+    return {"settings.json": _as_json([setting._asdict() for setting in document.settings])}
 
 
 def _json_schema(document: SettingsDocument) -> Files:
     """A JSON schema of the environment: for a ConfigMap's data, or Compose's environment, before it is deployed."""
-    properties = dict[str, dict[str, str]]()
-    for spec in document.settings:
-        default = {} if spec.default is None else {"default": as_text(spec.default)}
-        properties[spec.name] = {"type": "string", "description": spec.help, **default}
+    variables = [setting for setting in document.settings if setting.file is None]
+    properties = {setting.name: {"type": "string", "description": setting.help} for setting in variables}
+    for setting in variables:
+        if setting.default is not None:
+            properties[setting.name]["default"] = as_text(setting.default)
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"Environment of {document.name}",
         "type": "object",
         "properties": properties,
-        "required": [spec.name for spec in document.settings if spec.always_required],
+        "required": [setting.name for setting in variables if setting.always_required],
         # Variables of others may be there, but no misspelt ones, and no secrets, which are files.
         "propertyNames": {"anyOf": [{"enum": list(properties)}, {"not": {"pattern": "^APP_"}}]},
     }
@@ -177,15 +157,16 @@ def _json_schema(document: SettingsDocument) -> Files:
 def _markdown(document: SettingsDocument) -> Files:
     """A table for a README."""
     table = "| setting | default | meaning |\n|---|---|---|\n"
-    for spec, *_ in document.values:
-        default = "required" if spec.required else f"`{spec.default}`" if spec.default not in (None, "") else "-"
-        name = f"secret file `{spec.file}`" if spec.file is not None else f"`{spec.name}`"
-        table += f"| {name} | {default} | {spec.help.replace('|', '&#124;')} |\n"
+    for setting in document.settings:
+        default = "-" if setting.default in (None, "") else f"`{setting.default}`"
+        name = f"`{setting.name}`" if setting.file is None else f"secret file `{setting.file}`"
+        meaning = setting.help.replace("|", "&#124;")
+        table += f"| {name} | {'required' if setting.required else default} | {meaning} |\n"
     return {"settings.md": table}
 
 
 def _as_json(value: object) -> str:
-    return msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2).decode() + "\n"
+    return printable(json.dumps(value, indent=2, default=str, ensure_ascii=False)) + "\n"
 
 
 def _bare(value: str) -> str:
@@ -210,7 +191,7 @@ def _yaml(value: str) -> str:
 
 def _confd(document: SettingsDocument) -> Files:
     """Refuse a key that holds others, because ZooKeeper's back end reads either a node's value or its children."""
-    keys = {spec.name: f"/{path(spec.name)}" for spec in document.settings}
+    keys = {setting.name: f"/{path(setting.name)}" for setting in document.settings if setting.file is None}
     folders = [name for name, key in keys.items() if any(other.startswith(f"{key}/") for other in keys.values())]
     if folders:
         raise NotRepresentableError([Problem(name, f"its key {keys[name]} holds other keys too") for name in folders])

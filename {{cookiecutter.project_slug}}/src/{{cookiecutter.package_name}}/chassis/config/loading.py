@@ -24,11 +24,15 @@ T = TypeVar("T", bound=Settings)
 
 ENTRY = "environ_config"  # environ-config's key in the metadata of a field.
 REQUIRED = environ.var().metadata[ENTRY].default
+NO_VALUES: tuple[type, ...] = (type(REQUIRED), type(attrs.Factory(list)))  # What stands where a default would be.
 SIMILARITY = 0.85  # This much of a name that may be another's must agree. At 0.8, a_key is taken for b_key.
 
 
-class SettingSpec(NamedTuple):
-    """One declared setting: *name* is its variable, *file* the name of its file if it is a secret, *label* either."""
+class Setting(NamedTuple):
+    """One declared setting: *name* is its variable, *file* the name of its file if it is a secret, *label* either.
+
+    Its *value* is a text (never a secret's); *source* says where that is from, *variable* if it is a variable.
+    """
 
     name: str
     file: str | None
@@ -38,143 +42,127 @@ class SettingSpec(NamedTuple):
     default: object
     help: str
     optional_groups: tuple[str, ...]
-
-
-class SettingValue(NamedTuple):
-    """One setting's *value* as text (never a secret's); *source* says where it is from, *variable* if from there."""
-
-    spec: SettingSpec
     value: str | None
     source: str
-    variable: str | None = None
+    variable: str | None
 
 
 class LoadedConfig(NamedTuple, Generic[T]):
-    """A configuration with its secrets, the values of all settings, and warnings."""
+    """A configuration with its secrets, all settings, and warnings."""
 
     config: T
     secrets: Secrets
-    values: list[SettingValue]
+    values: list[Setting]
     warnings: list[Problem]
 
 
-def specs(cls: type, prefix: str = "APP", optional: tuple[str, ...] = ()) -> list[SettingSpec]:
-    """List what *cls* and its groups declare, in the order of the classes."""
-    found = list[SettingSpec]()
+def describe(cls: type, env: Mapping[str, str], prefix: str = "APP", optional: tuple[str, ...] = ()) -> list[Setting]:
+    """List what *cls* and its groups declare, and what it is in *env*, without judging it."""
+    found = list[Setting]()
     for field, entry, name in _fields(cls, prefix):
-        required = entry.default is REQUIRED
+        required, file, source = entry.default is REQUIRED, None, "default"
         if entry.sub_cls is not None:
-            found += specs(entry.sub_cls, name, (*optional, name) if entry.default is None else optional)
-        else:
-            file = name.removeprefix("APP_").lower() if Secret in field.metadata else None
-            default, help = None if required else entry.default, " ".join((entry.help or "").split())
-            always = required and not optional
-            found.append(SettingSpec(name, file, file or name, required, always, default, help, optional))
-    return found
-
-
-def describe(cls: type[Settings], env: Mapping[str, str]) -> list[SettingValue]:
-    """Say of each setting what it is now and why, without judging it. Secrets show only where they are."""
-    values = []
-    for spec in specs(cls):
+            found += describe(entry.sub_cls, env, name, (*optional, name) if entry.default is None else optional)
+            continue
+        default = None if required else entry.default
+        value = None if default is None else as_text(default)
         # Platforms that assign the port call it PORT.
-        names = (spec.name, "PORT") if spec.name == "APP_HTTP_PORT" else (spec.name,)
+        names = (name, "PORT") if name == "APP_HTTP_PORT" else (name,)
         variable = next((name for name in names if name in env), None)
-        value, source = None if spec.default is None else as_text(spec.default), "default"
-        if spec.file is not None:
-            path = secrets_directory(env) / spec.file
+        if Secret in field.metadata:
+            file = name.removeprefix("APP_").lower()
+            path = secrets_directory(env) / file
             value, source = "<secret>" if os.path.lexists(path) else None, printable(f"file {path}")
         elif variable is not None:
             value, source = env[variable], f"environment {variable}"
-        values.append(SettingValue(spec, value, source, variable))
-    return values
+        about = (name, file, file or name, required, required and not optional, default)
+        found.append(Setting(*about, " ".join((entry.help or "").split()), optional, value, source, variable))
+    return found
 
 
 def load(cls: type[T], env: Mapping[str, str]) -> LoadedConfig[T]:
     """Load *cls* from the environment *env* and the secret files; a `ConfigurationError` holds every problem."""
-    values = describe(cls, env)
-    walk = _Walk(values, env)
+    settings = describe(cls, env)
+    walk = _Walk(settings, env)
     config = walk.make(cls, "APP", cls.__name__)
-    files = {value.spec.name: value.spec.file for value in values}
+    files = {setting.name: setting.file for setting in settings}
     missing = {file for file in files.values() if file} - walk.secrets.values.keys()
     warnings = [*_unknown_variables(files, env), *_misnamed_files(missing, walk.secrets.directory)]
     if walk.problems:
         raise ConfigurationError(walk.problems, warnings)
-    return LoadedConfig(config, walk.secrets, values, warnings)
+    return LoadedConfig(config, walk.secrets, settings, warnings)
 
 
 class _Walk:
     """The walk over the classes, with the secrets and the problems that it has found."""
 
-    def __init__(self, values: list[SettingValue], env: Mapping[str, str]) -> None:
+    def __init__(self, settings: list[Setting], env: Mapping[str, str]) -> None:
         self.problems = list[Problem]()
-        self._values = {value.spec.name: value for value in values}
+        self._settings = {setting.name: setting for setting in settings}
         # An optional group that requires something becomes None when nothing of it is set.
-        self._absent = {spec.optional_groups[-1] for spec, *_ in values if spec.required and spec.optional_groups}
-        for spec, value, _, variable in values:
-            if variable or (spec.file and value):
-                self._absent.difference_update(spec.optional_groups)
-        wanted = [spec for spec, *_ in values if spec.file and self._absent.isdisjoint(spec.optional_groups)]
-        required, optional = ([spec.label for spec in wanted if spec.required is which] for which in (True, False))
+        self._absent = {each.optional_groups[-1] for each in settings if each.required and each.optional_groups}
+        for each in settings:
+            if each.variable or (each.file and each.value):
+                self._absent.difference_update(each.optional_groups)
+        wanted = [each for each in settings if each.file and self._absent.isdisjoint(each.optional_groups)]
+        required, optional = ([each.label for each in wanted if each.required is which] for which in (True, False))
         self.secrets = Secrets(secrets_directory(env), required, optional)
         read, self._unreadable = self.secrets.read()
         self.secrets.replace(read)
 
     def make(self, cls: type[Any], prefix: str, label: str) -> Any:
         """Return an object of *cls*; NOTHING if it has problems, which bear *label* if they are of no one setting."""
-        before, clash, values = len(self.problems), "", dict[str, Any]()
+        before, given = len(self.problems), dict[str, Any]()
         for field, entry, name in _fields(cls, prefix):
             if entry.sub_cls is None:
-                value = self._take(self._values[name])
+                value = self._take(self._settings[name])
             else:
                 value = None if name in self._absent else self.make(entry.sub_cls, name, name)
             if value is not attrs.NOTHING:
-                values[field.name] = value
-        try:
-            if len(self.problems) == before:
-                return cls(**values)
-        except Exception as error:
-            clash = _reason(error)
-        self._judge(cls, prefix, values)
+                given[field.name] = value
+        self._judge(cls, prefix, given)
         if len(self.problems) == before:
-            self._add(label, clash)
+            try:
+                return cls(**given)
+            except Exception as error:
+                self._add(label, _reason(error))
         return attrs.NOTHING
 
-    def _take(self, setting: SettingValue) -> Any:
+    def _take(self, setting: Setting) -> Any:
         """Return the text or the secret that a setting is made of; NOTHING stands for its default."""
-        spec, value, _, variable = setting
-        if spec.file is not None:
-            if variable is not None:
-                self._add(variable, f"is a secret; put it into the file {self.secrets.directory / spec.file} instead")
-            if spec.file in self._unreadable:
-                self._add(spec.file, self._unreadable[spec.file])
-            return Secret(spec.file, self.secrets)
-        if variable is not None and value is not None:
-            if printable(value) == value:
-                return value
-            self._add(variable, f"{value!r} is not accepted: it is not UTF-8")
-        elif spec.required:
-            self._add(spec.name, f"is not set; {spec.help or 'it is required'}")
+        if setting.file is not None:
+            if setting.variable is not None:
+                path = self.secrets.directory / setting.file
+                self._add(setting.variable, f"is a secret; put it into the file {path} instead")
+            if setting.file in self._unreadable:
+                self._add(setting.file, self._unreadable[setting.file])
+            return Secret(setting.file, self.secrets)
+        if setting.variable is not None and setting.value is not None:
+            if printable(setting.value) == setting.value:
+                return setting.value
+            self._add(setting.variable, f"{setting.value!r} is not accepted: it is not UTF-8")
+        elif setting.required:
+            self._add(setting.name, f"is not set; {setting.help or 'it is required'}")
         return attrs.NOTHING
 
-    def _judge(self, cls: type[Any], prefix: str, values: dict[str, Any]) -> None:
-        """Convert and validate each field of *cls* by itself, so that no problem hides another."""
+    def _judge(self, cls: type[Any], prefix: str, given: dict[str, Any]) -> None:
+        """Convert and validate each field of *cls* by itself: attrs would stop at the first problem."""
         instance = object.__new__(cls)
         for validating in (False, True):
             for field, _, name in _fields(cls, prefix):
-                value = values.get(field.name, field.default)
+                value = given.get(field.name, field.default)
                 try:
                     if validating and field.validator is not None and hasattr(instance, field.name):
                         field.validator(instance, field, getattr(instance, field.name))
-                    elif not validating and value is not REQUIRED:
+                    elif not validating and not isinstance(value, NO_VALUES):
                         more = (instance, field) if isinstance(field.converter, attrs.Converter) else ()
                         convert: Any = field.converter or (lambda value: value)
                         object.__setattr__(instance, field.name, convert(value, *more))
                 except Exception as error:
                     # A validator may look at another field, which has no value if that one is the problem.
                     if not (isinstance(error, AttributeError) and error.obj is instance):
-                        shown = repr(value) if field.name in values else f"its default {value!r}"
-                        variable = self._values[name].variable if name in self._values else None
+                        shown = repr(value) if field.name in given else f"its default {value!r}"
+                        variable = self._settings[name].variable if name in self._settings else None
                         self._add(variable or name, f"{shown} is not accepted: {_reason(error)}")
 
     def _add(self, label: str, problem: str) -> None:
