@@ -75,7 +75,6 @@ class Stall:
     length_s: float = 0.0
     stack: Stack = ()
     request: dict[str, object] | None = None
-    logged: bool = False
     _seen: Counter[Stack] = attrs.field(factory=Counter)
 
     def add(self, stack: Stack, request: dict[str, object] | None) -> None:
@@ -126,13 +125,12 @@ class Watchdog:
         late_s, stall = self._event_loop.stalled(), self._open
         if late_s > STALL_S:
             stall = self._open = stall or Stall(time.time() - late_s)
-            stall.length_s = late_s
             stall.add(stack, self._running())
-            if late_s > self._limit_s and not stall.logged:
-                stall.logged = True
+            if stall.length_s <= self._limit_s < late_s:
                 log.error("event loop blocked", for_s=round(late_s, 3), where=list(stall.stack), request=stall.request)
+            stall.length_s = max(stall.length_s, late_s)
         elif stall is not None:
             self._open = None
             self.stalls.append(stall)
-            if stall.logged:
+            if stall.length_s > self._limit_s:
                 log.warning("event loop unblocked", after_s=round(stall.length_s, 3))

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, wait
 from inspect import isasyncgenfunction, isawaitable, iscoroutinefunction, unwrap
+from typing import Any
 
 import attrs
 import svcs
@@ -46,8 +47,9 @@ class Check:
 
     def as_dict(self, detailed: bool = False) -> dict[str, object]:
         """Return it in the shape of draft-inadarei-api-health-check-06."""
-        took_ms, when = round(self.duration_s * 1000, 3), timestamp(time.time() - time.monotonic() + self.ended)
-        shape = {"status": self.status, "time": when, "observedValue": took_ms, "observedUnit": "ms"}
+        age_s, took_ms = time.monotonic() - self.ended, round(self.duration_s * 1000, 3)
+        shape = {"status": self.status, "time": timestamp(time.time() - age_s), "age_s": round(age_s, 3)}
+        shape |= {"critical": self.critical, "observedValue": took_ms, "observedUnit": "ms"}
         return shape if self.error is None else {**shape, "output": self.detail if detailed else self.error}
 
 
@@ -96,10 +98,10 @@ class Health:
     _run: asyncio.Task[Report] | None = attrs.field(default=None, init=False)
     _last: Report = attrs.field(default=Report(State.STARTING), init=False)
     _ended: float = attrs.field(default=float("-inf"), init=False)
-    # By the check's name: the last ping and the last thread, which may still run; since when a check fails.
+    # By names: the last pings and their last threads, which may still run; since when a check fails.
     _pings: dict[str, asyncio.Task[BaseException | None]] = attrs.field(factory=dict, init=False)
     _threads: dict[str, Future[object]] = attrs.field(factory=dict, init=False)
-    _failing: dict[str, float] = attrs.field(factory=dict, init=False)
+    _failing_since: dict[str, float] = attrs.field(factory=dict, init=False)
 
     async def ready(self) -> Report:
         """Answer a readiness probe in the event loop; probes at the same time share one run of the checks."""
@@ -145,7 +147,7 @@ class Health:
     async def _check(self, name: str, service: svcs.RegisteredService) -> Check:
         began, error, detail = time.monotonic(), None, None
         if (ping := self._pings.get(name)) is None or ping.done():
-            ping = self._pings[name] = asyncio.create_task(self._ping(name, service))
+            ping = self._pings[name] = asyncio.create_task(self._ping(service, service.ping or bool))
         await asyncio.wait({ping}, timeout=self.check_timeout)
         if not ping.done():
             error = detail = f"no answer within {self.check_timeout:g} s"
@@ -155,20 +157,18 @@ class Health:
             detail = self.redact("".join(traceback.format_exception_only(exception)).strip())
         check = Check(name, service.svc_type not in self.non_critical, time.monotonic() - began, error, detail)
         self.on_check(check)
-        if error is not None and name not in self._failing:
-            self._failing[name] = check.ended
+        if error is not None and name not in self._failing_since:
+            self._failing_since[name] = check.ended
             write = log.error if check.critical else log.warning
             write("readiness check failed", check=name, critical=check.critical, error=detail)
-        elif error is None and name in self._failing:
-            log.info("readiness check recovered", check=name, after_s=round(check.ended - self._failing.pop(name), 3))
+        elif error is None and name in self._failing_since:
+            after_s = round(check.ended - self._failing_since.pop(name), 3)
+            log.info("readiness check recovered", check=name, after_s=after_s)
         return check
 
-    async def _ping(self, name: str, service: svcs.RegisteredService) -> BaseException | None:
+    async def _ping(self, service: svcs.RegisteredService, ping: Callable[[Any], object]) -> BaseException | None:
         """Ping *service* and return what it raises. Plain functions may block, so they run in a thread."""
-        kind, factory = service.svc_type, unwrap(service.factory)
-        if (ping := service.ping) is None:
-            return None
-        is_plain = not iscoroutinefunction(ping)
+        kind, factory, outcome = service.svc_type, unwrap(service.factory), object()
 
         def acquire_and_ping() -> object:
             with svcs.Container(self.registry) as container:
@@ -176,11 +176,13 @@ class Health:
 
         try:
             async with svcs.Container(self.registry) as container:
-                if is_plain and not iscoroutinefunction(factory) and not isasyncgenfunction(factory):
-                    outcome = await self._in_thread(name, acquire_and_ping)
-                else:
+                if iscoroutinefunction(ping):
+                    outcome = ping(await container.aget(kind))
+                elif iscoroutinefunction(factory) or isasyncgenfunction(factory):
                     instance = await container.aget(kind)
-                    outcome = await self._in_thread(name, lambda: ping(instance)) if is_plain else ping(instance)
+                    outcome = await self._in_thread(service.name, lambda: ping(instance))
+                else:
+                    outcome = await self._in_thread(service.name, acquire_and_ping)
                 # A lambda that calls a coroutine function looks plain.
                 if isawaitable(outcome):
                     await outcome

@@ -1,11 +1,13 @@
 """What can be asked on the admin port, and what can be changed there."""
 
 import contextlib
+import hmac
 import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
+from urllib.parse import urlsplit
 
 import attrs
 import msgspec
@@ -15,17 +17,16 @@ from starlette.responses import Response
 from ..config import LoadedConfig, Settings
 from ..event_loop import EventLoop, Watchdog
 from ..health import Health
-from ..http.requests import RequestsInFlight
+from ..http.requests import RequestsInFlight, parse_address
 from ..lifecycle import Lifecycle, State
 from ..lines import timestamp
 from ..logs import get_logger
 from ..metrics import Metrics
 from ..stacks import describe
 from ..standard_logging import LEVELS, Change
-from .access import check_access, check_host, has_token
 from .page import History, render
 
-CHECK_PATH = "/-/ready/"
+READY = "/-/ready"
 HEALTH_JSON = "application/health+json"
 
 log = get_logger("admin")
@@ -42,21 +43,27 @@ class Request:
     client: str
     body: bytes = b""
 
+    @property
+    def is_change(self) -> bool:
+        """Whether it asks for more than to read."""
+        return self.method not in {"GET", "HEAD"}
 
-def reply(value: object, status: int = 200, media_type: str | None = None) -> Response:
+    @property
+    def is_local(self) -> bool:
+        """Whether it comes from this machine."""
+        address = parse_address(self.client)
+        return address is not None and address.is_loopback
+
+
+def reply(
+    value: object, status: int = 200, media_type: str | None = None, headers: Mapping[str, str] | None = None
+) -> Response:
     """Make a response of *value*: a text as it is, anything else as JSON, indented for people."""
     if isinstance(value, str):
-        return Response(value.encode("utf-8", "backslashreplace") + b"\n", status, None, media_type or "text/plain")
-    body = msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
-    return Response(body, status, None, media_type or "application/json")
-
-
-class Endpoint(NamedTuple):
-    """What can be done at one path, by method; whoever is elsewhere needs the token for a guarded one."""
-
-    description: str
-    methods: Mapping[str, Callable[["Admin", Request], object]]
-    guarded: bool = False
+        body, kind = value.encode("utf-8", "backslashreplace"), "text/plain"
+    else:
+        body, kind = msgspec.json.format(msgspec.json.encode(value), indent=2), "application/json"
+    return Response(body + b"\n", status, headers, media_type or kind)
 
 
 @attrs.define
@@ -80,15 +87,14 @@ class Admin:
 
     def respond(self, request: Request) -> Response:
         """Respond to *request*, if this client may send it; raise HTTPException otherwise."""
-        check_host(request.headers, request.client, self.settings.admin.host)
-        method = "GET" if request.method == "HEAD" else request.method
-        endpoint = ONE_CHECK if request.path.startswith(CHECK_PATH) else ENDPOINTS.get(request.path)
-        if endpoint is None:
+        self._check_host(request)
+        path = READY if request.path.startswith(f"{READY}/") else request.path
+        if (methods := ENDPOINTS.get(path)) is None:
             raise HTTPException(404, "There is nothing here; / lists what there is.")
-        if (answer := endpoint.methods.get(method)) is None:
-            allowed = ", ".join([*endpoint.methods, "HEAD"])
+        if (answer := methods.get("GET" if request.method == "HEAD" else request.method)) is None:
+            allowed = ", ".join([*methods, "HEAD"])
             raise HTTPException(405, f"Only {allowed}.", {"Allow": allowed})
-        check_access(request.headers, request.client, self.settings.admin.token, method != "GET", endpoint.guarded)
+        self._check_access(request, path in GUARDED)
         try:
             value = answer(self, request)
             return value if isinstance(value, Response) else reply(value)
@@ -98,16 +104,39 @@ class Admin:
             log.exception("admin request failed", path=request.path)
             return reply("This failed; the log says why.", 500)
 
+    def _check_host(self, request: Request) -> None:
+        """Refuse a browser on this machine that came by a foreign name, which resolves to loopback (DNS rebinding)."""
+        host = urlsplit(f"//{request.headers.get('host', 'localhost')}").hostname or ""
+        if request.is_local and host not in {"localhost", self.settings.admin.host} and parse_address(host) is None:
+            raise HTTPException(403, "This Host is not one of this port: use its address, or localhost.")
+
+    def _check_access(self, request: Request, is_guarded: bool) -> None:
+        """Raise an HTTPException if the client may not send this request."""
+        headers, token = request.headers, self.settings.admin.token
+        # A client on this machine needs no token, but a wrong one is refused there too.
+        may_lack_token = request.is_local and "authorization" not in headers
+        if (request.is_change or is_guarded) and not may_lack_token and not self._has_token(request):
+            needs = "the header Authorization: Bearer with the secret admin_token"
+            raise HTTPException(403, f"This needs {needs}{'' if token.is_set else ', which is not set'}.")
+        # A foreign page can have somebody's browser send a change, but not without an Origin or as JSON.
+        if request.is_change and "origin" in headers and urlsplit(headers["origin"]).netloc != headers.get("host"):
+            raise HTTPException(403, "Not from a page of another origin.")
+        if request.is_change and headers.get("content-type", "").partition(";")[0] != "application/json":
+            raise HTTPException(415, "Send Content-Type: application/json.")
+
+    def _has_token(self, request: Request) -> bool:
+        """Say whether the client may also see what a driver says of a failing check."""
+        # http.server decodes header fields as Latin-1.
+        sent, token = request.headers.get("authorization", "").encode("latin-1", "replace"), self.settings.admin.token
+        return token.is_set and hmac.compare_digest(sent, f"Bearer {token.reveal()}".encode())
+
     def page(self, request: Request) -> Response:
-        links = {path: endpoint.description for path, endpoint in ENDPOINTS.items() if path != "/"}
-        links["/-/requests?group=where"] = "where requests wait"
-        report, detailed = self.health.ready_from_thread(), self._may_see_details(request)
-        slowest, lately = None, (self.history.slots.copy(), self.changes())
+        report, detailed, slowest = self.health.ready_from_thread(), self._has_token(request), None
         with contextlib.suppress(HTTPException):
-            check_access(request.headers, request.client, self.settings.admin.token, False, is_guarded=True)
+            self._check_access(request, is_guarded=True)
             slowest = self.requests.slowest()[:5]
-        html = render(self.about(), report, detailed, self.config(), links, *lately, slowest)
-        return reply(html, media_type="text/html")
+        lately = self.history.slots.copy(), self.changes(), slowest
+        return reply(render(self.about(), report, detailed, self.config(), *lately), media_type="text/html")
 
     def healthy(self, _: Request) -> Response | str:
         if self.lifecycle.state is State.STOPPED:
@@ -119,23 +148,15 @@ class Admin:
         return reply(f"no progress of the event loop for {late_s:.1f} s; it is at\n{place}", 503)
 
     def ready(self, request: Request) -> Response:
-        report = self.health.ready_from_thread()
-        body = report.as_dict(self._may_see_details(request))
-        return reply(body, 200 if report.ready else 503, HEALTH_JSON)
-
-    def check(self, request: Request) -> Response:
-        report = self.health.ready_from_thread()
+        """Answer for all checks, or below the path for one."""
+        report, detailed = self.health.ready_from_thread(), self._has_token(request)
+        name = request.path.removeprefix(READY).removeprefix("/")
+        if not name:
+            return reply(report.as_dict(detailed), 200 if report.ready else 503, HEALTH_JSON)
         checks = {check.name: check for check in report.checks}
-        check = checks.get(request.path.removeprefix(CHECK_PATH))
-        if check is None:
+        if (check := checks.get(name)) is None:
             raise HTTPException(404, f"No such check while {report.word}; there are: {', '.join(checks) or 'none'}.")
-        age_s = round(time.monotonic() - check.ended, 3)
-        body = {**check.as_dict(self._may_see_details(request)), "age_s": age_s, "critical": check.critical}
-        return reply(body, 503 if check.status == "fail" else 200, HEALTH_JSON)
-
-    def _may_see_details(self, request: Request) -> bool:
-        """Say whether the client may see the text of a failing check's exception, which is a driver's and not ours."""
-        return has_token(request.headers, self.settings.admin.token)
+        return reply(check.as_dict(detailed), 503 if check.status == "fail" else 200, HEALTH_JSON)
 
     def about(self) -> dict[str, object]:
         """Say what runs here, and since when."""
@@ -179,7 +200,7 @@ class Admin:
             for one in reversed(self.watchdog.stalls.copy())
         ]
 
-    def change_level(self, request: Request) -> object:
+    def change(self, request: Request) -> object:
         try:
             LEVELS.change(msgspec.json.decode(request.body, type=Change), request.client)
         except (ValueError, msgspec.DecodeError) as error:
@@ -187,7 +208,7 @@ class Admin:
             raise HTTPException(400, f"{error}\nAn example: {example}") from None
         return LEVELS.show()
 
-    def revert_levels(self, request: Request) -> object:
+    def revert(self, request: Request) -> object:
         LEVELS.revert(request.client)
         return LEVELS.show()
 
@@ -197,18 +218,17 @@ class Admin:
         return reply("A collector does not finish; /-/stacks shows where the thread metrics waits.", 503)
 
 
-ONE_CHECK = Endpoint("one readiness check", {"GET": Admin.check})
-STACKS = {"GET": lambda admin, _: describe(admin.event_loop.loop)}
-LOG_LEVEL = {"GET": lambda *_: LEVELS.show(), "PUT": Admin.change_level, "DELETE": Admin.revert_levels}
-ENDPOINTS = {
-    "/": Endpoint("the page for people", {"GET": Admin.page}),
-    "/-/healthy": Endpoint("liveness: does the event loop make progress?", {"GET": Admin.healthy}),
-    "/-/ready": Endpoint("readiness: may requests be sent here?", {"GET": Admin.ready}),
-    "/-/requests": Endpoint("in-flight requests, and the slowest of late", {"GET": Admin.in_flight}, guarded=True),
-    "/-/stacks": Endpoint("every thread and task", STACKS, guarded=True),
-    "/-/stalls": Endpoint("when the event loop stood still", {"GET": Admin.stalls}, guarded=True),
-    "/-/config": Endpoint("every setting", {"GET": lambda admin, _: admin.config()}),
-    "/-/version": Endpoint("what runs here", {"GET": lambda admin, _: admin.about()}),
-    "/-/log-level": Endpoint("the level of every logger", LOG_LEVEL),
-    "/metrics": Endpoint("metrics for Prometheus", {"GET": Admin.expose}),
+# What answers at each path, by method; page.html says what for. Elsewhere, the guarded ones need the token.
+ENDPOINTS: dict[str, dict[str, Callable[[Admin, Request], object]]] = {
+    "/": {"GET": Admin.page},
+    "/-/healthy": {"GET": Admin.healthy},
+    READY: {"GET": Admin.ready},
+    "/-/requests": {"GET": Admin.in_flight},
+    "/-/stacks": {"GET": lambda admin, _: describe(admin.event_loop.loop)},
+    "/-/stalls": {"GET": Admin.stalls},
+    "/-/config": {"GET": lambda admin, _: admin.config()},
+    "/-/version": {"GET": lambda admin, _: admin.about()},
+    "/-/log-level": {"GET": lambda *_: LEVELS.show(), "PUT": Admin.change, "DELETE": Admin.revert},
+    "/metrics": {"GET": Admin.expose},
 }
+GUARDED = frozenset({"/-/requests", "/-/stacks", "/-/stalls"})

@@ -100,9 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
             request = Request(self.command, target.path, parse_qs(target.query), headers, client, body)
             return cast("_Server", self.server).admin.respond(request)
         except HTTPException as refusal:
-            response = reply(refusal.detail, refusal.status_code)
-            response.headers.update(refusal.headers or {})
-            return response
+            return reply(refusal.detail, refusal.status_code, headers=refusal.headers)
         except ValueError:
             return reply("The target, the Host or the Origin of this request is not valid.", 400)
 
