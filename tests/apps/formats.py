@@ -13,7 +13,7 @@ from typing import Any
 import environ
 from my_service.chassis.config import Settings, describe
 from my_service.chassis.config.formats import FORMATS, SettingsDocument
-from my_service.chassis.errors import NotRepresentableError
+from my_service.chassis.errors import ConfigurationError
 
 LETTERS = "abcdefghijkl"
 
@@ -33,7 +33,7 @@ def main() -> None:
         format, values = json.loads(line)
         try:
             answer = {"files": FORMATS[format](SettingsDocument("free", describe(made, values), True))}
-        except NotRepresentableError as error:
+        except ConfigurationError as error:
             answer = {"refused": {problem.setting: problem.problem for problem in error.problems}}
         print(json.dumps(answer), flush=True)
 

@@ -214,6 +214,6 @@ def test_services_of_one_name_are_checks_of_their_own() -> None:
 
 def test_a_health_that_nobody_drives_is_alive_but_not_ready() -> None:
     event_loop, checked = EventLoop(), Checked()
-    assert event_loop.stuck_at(0.1) is None
+    assert event_loop.stalled() == 0
     report = checked.health.ready_from_thread()
     assert (report.ready, report.reason) == (False, "the event loop is stuck")

@@ -16,7 +16,7 @@ import yaml
 from apps.probe import Config
 from my_service.chassis.config import Settings, describe
 from my_service.chassis.config.formats import FORMATS, Files, SettingsDocument
-from my_service.chassis.errors import NotRepresentableError
+from my_service.chassis.errors import ConfigurationError
 
 from .start import Start
 
@@ -113,13 +113,13 @@ def test_what_no_bare_value_can_be_is_refused_by_name(start: Start, value: str, 
 
 @pytest.mark.parametrize("format", HOLDING)
 def test_what_is_not_utf_8_is_refused_by_name(format: str) -> None:
-    with pytest.raises(NotRepresentableError, match=r"APP_PROBE_NAME: .* it is not UTF-8"):
+    with pytest.raises(ConfigurationError, match=r"APP_PROBE_NAME: .* it is not UTF-8"):
         made(format, env={"APP_PROBE_NAME": "a\udcff"})
 
 
 @pytest.mark.parametrize("value", ["\ufdd0", "a\U0001fffe"])
 def test_what_systemd_does_not_take_for_utf_8_is_refused_by_name(value: str) -> None:
-    with pytest.raises(NotRepresentableError, match=r"APP_PROBE_NAME: .* it has a noncharacter"):
+    with pytest.raises(ConfigurationError, match=r"APP_PROBE_NAME: .* it has a noncharacter"):
         made("systemd", env={"APP_PROBE_NAME": value})
 
 
@@ -158,7 +158,7 @@ class BothConfig(Settings):
 
 
 def test_confd_refuses_a_key_that_holds_others() -> None:
-    with pytest.raises(NotRepresentableError, match="APP_LOG: its key /app/log holds other keys too"):
+    with pytest.raises(ConfigurationError, match="APP_LOG: its key /app/log holds other keys too"):
         made("confd", BothConfig)
 
 

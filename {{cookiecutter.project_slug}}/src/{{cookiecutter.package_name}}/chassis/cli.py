@@ -10,7 +10,7 @@ from pathlib import Path
 from .commands import run_command
 from .config import describe, load
 from .config.formats import FORMATS, SettingsDocument
-from .errors import ConfigurationError, NotRepresentableError, Problem
+from .errors import ConfigurationError, Problem
 from .run import serve
 from .service import Service
 
@@ -63,7 +63,7 @@ def show(service: Service, env: Mapping[str, str], format: str, current: bool, o
     """Print or write every setting in a format; return 0 when done, 1 if it can't be, with nothing written."""
     try:
         files = FORMATS[format](SettingsDocument(service.name, describe(service.config, env), current))
-    except NotRepresentableError as error:
+    except ConfigurationError as error:
         return _refuse(*map(str, error.problems))
     if output is None:
         if len(files) > 1:

@@ -35,10 +35,6 @@ class ConfigurationError(ChassisError):
         self.problems, self.warnings = problems, warnings or []
 
 
-class NotRepresentableError(ConfigurationError):
-    """A format of the command ``config`` can't hold some values; *problems* names each."""
-
-
 class SecretNotSetError(ChassisError, LookupError):
     """An optional secret was asked for, and its file is not there."""
 

@@ -62,10 +62,6 @@ class EventLoop:
                 self._beat = min(now, self._beat + gap)
         return max(0.0, now - self._beat - BEAT_S) if self.loop is not None else 0.0
 
-    def stuck_at(self, limit_s: float) -> str | None:
-        """Return where the event loop is stuck if it is overdue by *limit_s*: a line a call, the innermost last."""
-        return "\n".join(thread_stack(self.thread)) if self.stalled() >= limit_s else None
-
 
 @attrs.define
 class Stall:

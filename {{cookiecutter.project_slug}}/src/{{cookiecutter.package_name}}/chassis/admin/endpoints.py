@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import attrs
 import msgspec
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import Response
 
 from ..config import LoadedConfig, Settings
@@ -22,7 +23,7 @@ from ..lifecycle import Lifecycle, State
 from ..lines import timestamp
 from ..logs import get_logger
 from ..metrics import Metrics
-from ..stacks import describe
+from ..stacks import describe, thread_stack
 from ..standard_logging import LEVELS, Change
 from .page import History, render
 
@@ -30,29 +31,6 @@ READY = "/-/ready"
 HEALTH_JSON = "application/health+json"
 
 log = get_logger("admin")
-
-
-@attrs.frozen
-class Request:
-    """One request on the admin port; the names of its *headers* are in lower case."""
-
-    method: str
-    path: str
-    query: Mapping[str, list[str]]
-    headers: Mapping[str, str]
-    client: str
-    body: bytes = b""
-
-    @property
-    def is_change(self) -> bool:
-        """Whether it asks for more than to read."""
-        return self.method not in {"GET", "HEAD"}
-
-    @property
-    def is_local(self) -> bool:
-        """Whether it comes from this machine."""
-        address = parse_address(self.client)
-        return address is not None and address.is_loopback
 
 
 def reply(
@@ -86,48 +64,48 @@ class Admin:
     history: History
 
     def respond(self, request: Request) -> Response:
-        """Respond to *request*, if this client may send it; raise HTTPException otherwise."""
+        """Respond to *request*, whose body is in its state; raise HTTPException if this client may not send it."""
         self._check_host(request)
-        path = READY if request.path.startswith(f"{READY}/") else request.path
+        path, method = request.scope["path"], "GET" if request.method == "HEAD" else request.method
+        path = READY if path.startswith(f"{READY}/") else path
         if (methods := ENDPOINTS.get(path)) is None:
             raise HTTPException(404, "There is nothing here; / lists what there is.")
-        if (answer := methods.get("GET" if request.method == "HEAD" else request.method)) is None:
+        if (answer := methods.get(method)) is None:
             allowed = ", ".join([*methods, "HEAD"])
             raise HTTPException(405, f"Only {allowed}.", {"Allow": allowed})
-        self._check_access(request, path in GUARDED)
+        self._check_access(request, path in GUARDED, is_change=method != "GET")
         try:
             value = answer(self, request)
             return value if isinstance(value, Response) else reply(value)
         except HTTPException:
             raise
         except Exception:
-            log.exception("admin request failed", path=request.path)
+            log.exception("admin request failed", path=path)
             return reply("This failed; the log says why.", 500)
 
     def _check_host(self, request: Request) -> None:
         """Refuse a browser on this machine that came by a foreign name, which resolves to loopback (DNS rebinding)."""
         host = urlsplit(f"//{request.headers.get('host', 'localhost')}").hostname or ""
-        if request.is_local and host not in {"localhost", self.settings.admin.host} and parse_address(host) is None:
+        if _is_local(request) and host not in {"localhost", self.settings.admin.host} and parse_address(host) is None:
             raise HTTPException(403, "This Host is not one of this port: use its address, or localhost.")
 
-    def _check_access(self, request: Request, is_guarded: bool) -> None:
+    def _check_access(self, request: Request, is_guarded: bool, is_change: bool = False) -> None:
         """Raise an HTTPException if the client may not send this request."""
         headers, token = request.headers, self.settings.admin.token
         # A client on this machine needs no token, but a wrong one is refused there too.
-        may_lack_token = request.is_local and "authorization" not in headers
-        if (request.is_change or is_guarded) and not may_lack_token and not self._has_token(request):
+        may_lack_token = _is_local(request) and "authorization" not in headers
+        if (is_change or is_guarded) and not may_lack_token and not self._has_token(request):
             needs = "the header Authorization: Bearer with the secret admin_token"
             raise HTTPException(403, f"This needs {needs}{'' if token.is_set else ', which is not set'}.")
-        # A foreign page can have somebody's browser send a change, but not without an Origin or as JSON.
-        if request.is_change and "origin" in headers and urlsplit(headers["origin"]).netloc != headers.get("host"):
+        # A foreign page can have somebody's browser send a change, but not without an Origin or with this Content-Type.
+        if is_change and "origin" in headers and urlsplit(headers["origin"]).netloc != headers.get("host"):
             raise HTTPException(403, "Not from a page of another origin.")
-        if request.is_change and headers.get("content-type", "").partition(";")[0] != "application/json":
+        if is_change and headers.get("content-type", "").partition(";")[0] != "application/json":
             raise HTTPException(415, "Send Content-Type: application/json.")
 
     def _has_token(self, request: Request) -> bool:
         """Say whether the client may also see what a driver says of a failing check."""
-        # http.server decodes header fields as Latin-1.
-        sent, token = request.headers.get("authorization", "").encode("latin-1", "replace"), self.settings.admin.token
+        sent, token = request.headers.get("authorization", "").encode("latin-1"), self.settings.admin.token
         return token.is_set and hmac.compare_digest(sent, f"Bearer {token.reveal()}".encode())
 
     def page(self, request: Request) -> Response:
@@ -141,16 +119,16 @@ class Admin:
     def healthy(self, _: Request) -> Response | str:
         if self.lifecycle.state is State.STOPPED:
             return reply("stopped", 503)
-        late_s, place = self.event_loop.stalled(), self.event_loop.stuck_at(self.settings.health.stall_limit)
-        if place is None:
-            stuck = self.lifecycle.stuck()
-            return "healthy" if stuck is None else reply(stuck, 503)
-        return reply(f"no progress of the event loop for {late_s:.1f} s; it is at\n{place}", 503)
+        if (late_s := self.event_loop.stalled()) >= self.settings.health.stall_limit:
+            place = "\n".join(thread_stack(self.event_loop.thread))
+            return reply(f"no progress of the event loop for {late_s:.1f} s; it is at\n{place}", 503)
+        stuck = self.lifecycle.stuck()
+        return "healthy" if stuck is None else reply(stuck, 503)
 
     def ready(self, request: Request) -> Response:
         """Answer for all checks, or below the path for one."""
         report, detailed = self.health.ready_from_thread(), self._has_token(request)
-        name = request.path.removeprefix(READY).removeprefix("/")
+        name = request.scope["path"].removeprefix(READY).removeprefix("/")
         if not name:
             return reply(report.as_dict(detailed), 200 if report.ready else 503, HEALTH_JSON)
         checks = {check.name: check for check in report.checks}
@@ -190,7 +168,7 @@ class Admin:
 
     def in_flight(self, request: Request) -> object:
         waiting = self.requests.waiting()
-        if request.query.get("group") == ["where"]:
+        if request.query_params.get("group") == "where":
             return dict(Counter(str(row["where"]) for row in waiting).most_common())
         return {"in_flight": waiting, "slowest": self.requests.slowest()}
 
@@ -202,20 +180,29 @@ class Admin:
 
     def change(self, request: Request) -> object:
         try:
-            LEVELS.change(msgspec.json.decode(request.body, type=Change), request.client)
+            LEVELS.change(msgspec.json.decode(request.state.body, type=Change), _client(request))
         except (ValueError, msgspec.DecodeError) as error:
             example = '{"level": "debug", "logger": "http", "for": "10m"}'
             raise HTTPException(400, f"{error}\nAn example: {example}") from None
         return LEVELS.show()
 
     def revert(self, request: Request) -> object:
-        LEVELS.revert(request.client)
+        LEVELS.revert(_client(request))
         return LEVELS.show()
 
     def expose(self, request: Request) -> Response:
         if exposed := self.metrics.expose(request.headers.get("accept", "")):
             return Response(exposed[0], media_type=exposed[1])
         return reply("A collector does not finish; /-/stacks shows where the thread metrics waits.", 503)
+
+
+def _client(request: Request) -> str:
+    return request.client.host if request.client is not None else ""
+
+
+def _is_local(request: Request) -> bool:
+    address = parse_address(_client(request))
+    return address is not None and address.is_loopback
 
 
 # What answers at each path, by method; page.html says what for. Elsewhere, the guarded ones need the token.

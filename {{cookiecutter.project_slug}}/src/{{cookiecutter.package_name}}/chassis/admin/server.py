@@ -4,22 +4,22 @@ import contextlib
 import re
 import socket
 import threading
-import time
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, cast
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import Response
 
-from .endpoints import Admin, Request, reply
+from .endpoints import Admin, reply
 
 # Clients at once; a probe, a scraper and some people are a handful. One more, and the oldest is disconnected.
 MAX_CLIENTS = 16
 # The thread of a disconnected client lives on until its response is made. From this number on, new clients are refused.
 MAX_THREADS = 64
-# What a client may take for one request and its response.
+# How long a client may be silent, and not read.
 CLIENT_TIMEOUT_S = 5.0
 # The only body is a change of a log level.
 MAX_BODY_BYTES = 4096
@@ -41,27 +41,22 @@ class _Server(ThreadingHTTPServer):
         super().__init__(sock.getsockname(), _Handler, bind_and_activate=False)
         self.socket.close()
         self.socket, self.admin = sock, admin
-        # The clients that a thread serves, oldest first, with the time of their disconnection.
-        self._deadlines: dict[Any, float] = {}
+        # The clients that have a thread, oldest first.
+        self._clients: list[socket.socket] = []
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if len(self._deadlines) >= MAX_THREADS:
+        if len(self._clients) >= MAX_THREADS:
             return self.shutdown_request(request)
-        self._deadlines[request] = time.monotonic() + CLIENT_TIMEOUT_S
+        self._clients.append(request)
         # Not the newest, which may be a probe. A probe sends its request at once; the oldest client did not.
-        for client in list(self._deadlines)[:-MAX_CLIENTS]:
+        for client in self._clients[:-MAX_CLIENTS]:
             _disconnect(client)
         super().process_request(request, client_address)
 
-    def service_actions(self) -> None:
-        """Disconnect clients that take too long; called twice a second."""
-        for client, deadline in list(self._deadlines.items()):
-            if time.monotonic() > deadline:
-                _disconnect(client)
-
     def shutdown_request(self, request: Any) -> None:
         """Close the connection at the end of its thread."""
-        self._deadlines.pop(request, None)
+        with contextlib.suppress(ValueError):
+            self._clients.remove(request)
         _disconnect(request)
         request.close()
 
@@ -90,14 +85,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def _respond(self) -> Response:
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        length = headers.get("content-length", "0")
+        length = self.headers.get("Content-Length", "0")
         if not re.fullmatch("[0-9]{1,9}", length) or int(length) > MAX_BODY_BYTES:
             return reply(f"A body may have {MAX_BODY_BYTES} bytes at most.", 413)
         body, client = self.rfile.read(int(length)), self.client_address[0].partition("%")[0]
         try:
             target = urlsplit(self.path)
-            request = Request(self.command, target.path, parse_qs(target.query), headers, client, body)
+            scope = {"type": "http", "method": self.command, "path": target.path, "query_string": target.query.encode()}
+            headers = [(name.lower().encode("latin-1"), text.encode("latin-1")) for name, text in self.headers.items()]
+            request = Request({**scope, "headers": headers, "client": (client, 0), "state": {"body": body}})
             return cast("_Server", self.server).admin.respond(request)
         except HTTPException as refusal:
             return reply(refusal.detail, refusal.status_code, headers=refusal.headers)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import attrs
 
-from ..errors import NotRepresentableError, Problem
+from ..errors import ConfigurationError, Problem
 from .loading import Setting, as_text, printable
 
 Files = dict[str, str]  # Contents, by the names of the files.
@@ -40,7 +40,7 @@ class Format:
     quote: Callable[[str], str] = str
 
     def __call__(self, document: SettingsDocument) -> Files:
-        """Make the files; raise a `NotRepresentableError` that holds every value that is refused."""
+        """Make the files; raise a `ConfigurationError` that names every value that is refused."""
         secrets = [setting.file for setting in document.settings if setting.file is not None]
         names = " ".join(setting.name for setting in document.settings if setting.file is None)
         words = {"SERVICE": document.name, "PREFIX": path(document.name), "NAMES": names}
@@ -88,7 +88,7 @@ class Format:
                         problems.append(Problem(name, f"its value can't be written in this format: {error}"))
                 lines.append(commented(written) if current is None else written)
         if problems:
-            raise NotRepresentableError(problems)
+            raise ConfigurationError(problems)
         return "\n".join(lines)
 
 
@@ -177,16 +177,15 @@ def _bare(value: str) -> str:
     return value
 
 
+def _escaped(value: str) -> str:
+    """Escape for the inside of double quotes, as YAML and systemd read them."""
+    return "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in value)
+
+
 def _unit(value: str) -> str:
-    """Quote for the inside of a unit's double quotes, where ``%`` is special too."""
     if any(0xFDD0 <= ord(c) <= 0xFDEF or ord(c) & 0xFFFE == 0xFFFE for c in value):
         raise ValueError("it has a noncharacter of Unicode, which systemd takes for broken UTF-8")
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
-    return "".join(c if c >= " " and c != "\x7f" else f"\\x{ord(c):02x}" for c in escaped)
-
-
-def _yaml(value: str) -> str:
-    return '"' + "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in value) + '"'
+    return _escaped(value).replace("%", "%%")
 
 
 def _confd(document: SettingsDocument) -> Files:
@@ -194,7 +193,7 @@ def _confd(document: SettingsDocument) -> Files:
     keys = {setting.name: f"/{path(setting.name)}" for setting in document.settings if setting.file is None}
     folders = [name for name, key in keys.items() if any(other.startswith(f"{key}/") for other in keys.values())]
     if folders:
-        raise NotRepresentableError([Problem(name, f"its key {keys[name]} holds other keys too") for name in folders])
+        raise ConfigurationError([Problem(name, f"its key {keys[name]} holds other keys too") for name in folders])
     return TEXTS["confd"](document)
 
 
@@ -209,8 +208,8 @@ def _read() -> dict[str, Format]:
 QUOTES: dict[str, Callable[[str], str]] = {
     "dotenv": _bare,
     "direnv": shlex.quote,
-    "kubernetes": _yaml,
-    "swarm": lambda value: _yaml(value).replace("$", "$$"),
+    "kubernetes": _escaped,
+    "swarm": lambda value: _escaped(value).replace("$", "$$"),
     "systemd": _unit,
 }
 TEXTS = _read()
