@@ -144,6 +144,14 @@ async def pool(request: Request) -> Response:
     return PlainTextResponse(str(child))
 
 
+async def process(request: Request) -> Response:
+    """Have a child of `multiprocessing` that sleeps, for which the interpreter waits in its end."""
+    method = multiprocessing.get_context(request.query_params["method"])
+    kept.append(one := method.Process(target=time.sleep, args=(LONG,)))  # type: ignore[attr-defined]
+    one.start()
+    return PlainTextResponse(str(one.pid))
+
+
 async def fork(request: Request) -> Response:
     """Have a child of `os.fork` that sleeps."""
     if (child := os.fork()) == 0:
@@ -250,6 +258,7 @@ def routes(registry: svcs.Registry) -> list[BaseRoute]:
         thread,
         at_exit,
         pool,
+        process,
         fork,
         child,
         thread_exit,

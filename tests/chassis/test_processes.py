@@ -20,6 +20,7 @@ from .start import SERVICE, Start
     [
         *("/thread_behind", "/task_behind", "/executor", "/thread", "/at_exit", "/task/deaf", "/task/hang"),
         *("/pool?method=fork", "/pool?method=spawn", "/pool?method=forkserver"),
+        *("/process?method=fork", "/process?method=spawn", "/process?method=forkserver"),
     ],
 )
 def test_work_that_goes_on_is_cut_off_in_time_and_counted(start: Start, path: str) -> None:
@@ -207,10 +208,12 @@ def accepts(process: Service) -> bool:
     return True
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_what_is_cut_off_leaves_no_children_behind(start: Start, method: str) -> None:
+@pytest.mark.parametrize(
+    "path", ["/pool?method=fork", "/pool?method=spawn", "/process?method=fork", "/process?method=spawn"]
+)
+def test_what_is_cut_off_leaves_no_children_behind(start: Start, path: str) -> None:
     process = launch(start).ready()
-    child = int(process.ask(f"/pool?method={method}").text)
+    child = int(process.ask(path).text)
     assert stopped(process) == 1
     wait_for(lambda: not is_alive(child), f"the end of the child {child}")
 

@@ -1,7 +1,6 @@
 """Where this instance is in its life, who wants to know, and what moves it on: signals, and the deadline of a stop."""
 
 import asyncio
-import atexit
 import contextlib
 import contextvars
 import math
@@ -28,9 +27,6 @@ STOP_MARGIN_S = 1.7
 FLUSH_TIMEOUT_S = 0.2
 
 EVENTS = {"starting": "startup failed", "ready": "lifespan failed", "draining": "shutdown failed"}
-
-# Held by the thread that ends the process.
-_exiting = threading.RLock()
 
 log = get_logger("lifecycle")
 
@@ -124,8 +120,6 @@ class Lifecycle:
 
         os.register_at_fork(after_in_child=forget)
         threading.Thread(target=self._enforce_deadline, name="deadline", daemon=True).start()
-        # What the interpreter waits for may end because `exit_now` ends it: that is no end with status 0.
-        atexit.register(_exiting.acquire)
 
     def keep_from_children(self, sockets: Callable[[], Iterable[socket.socket]]) -> None:
         """Take *sockets* away from forked children: a port is in use, and a connection open, while anybody has it."""
@@ -202,15 +196,15 @@ async def run_lifespan(app: ASGIApp, lifecycle: Lifecycle, scope: Scope, receive
 
 def exit_now(status: int) -> None:
     """End this process and its children, without waiting for anything but what is to be written, and not long."""
-    _exiting.acquire()
     # Whatever goes wrong in it: the process must end.
-    with contextlib.suppress(Exception):
-        for child in sys.modules["multiprocessing"].active_children():
-            child.terminate()
     with contextlib.suppress(Exception):
         # What was printed without a line end; whoever reads it may not do so any more.
         wait({run_in_thread("print", sys.stdout.flush)}, FLUSH_TIMEOUT_S)
     flush(FLUSH_TIMEOUT_S)
+    # Children last: the main thread may wait for them in an exit handler, and then ends with another status.
+    with contextlib.suppress(Exception):
+        for child in sys.modules["multiprocessing"].active_children():
+            child.terminate()
     os._exit(status)
 
 
