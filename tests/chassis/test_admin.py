@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import re
 import signal
 import socket
@@ -20,7 +21,7 @@ from kit.service import Answer, Asking, Service, exchange, rest, wait_for
 from my_service.chassis.admin import server as admin_server
 from my_service.chassis.admin.endpoints import ENDPOINTS, GUARDED, Admin, reply
 from my_service.chassis.http.requests import RequestsInFlight
-from my_service.chassis.standard_logging import LEVELS, Change, TemporaryLevels
+from my_service.chassis.standard_logging import LEVELS, Change, Levels
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -286,28 +287,32 @@ def test_slow_requests_are_forgotten_after_a_while(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture
-def levels() -> Iterator[TemporaryLevels]:
-    before = {name: level for name in LEVELS.show() if (level := LEVELS.own(name))}
+def levels() -> Iterator[Levels]:
     LEVELS.configure({"root": "info", "a": "warning", "quiet": "info"})
-    yield TemporaryLevels()
-    LEVELS.configure(before)
+    yield LEVELS
+    LEVELS.configure({"root": "info"})
 
 
-def test_levels_that_were_set_and_those_that_were_inherited_come_back(levels: TemporaryLevels) -> None:
+def test_levels_that_were_set_and_those_that_were_inherited_come_back(levels: Levels) -> None:
     for logger in ("a", "a.b", "quiet", "root", "new"):
         levels.change(Change("debug", logger, "1m"), "test")
         levels.change(Change("error", logger, "1m"), "test")
-    assert LEVELS.show()["a.b"] == "error"
+    shown: Any = levels.show()
+    assert shown["loggers"]["a.b"] == "error"
+    assert 50 < shown["reverts_in_s"] <= 60
     levels.revert("test")
-    assert {name: LEVELS.own(name) for name in ("root", "a", "a.b", "quiet", "new")} == {
-        "root": "info",
-        "a": "warning",
-        "a.b": None,
+    assert {name: logging.getLogger(name).level for name in ("root", "a", "a.b", "quiet", "new")} == {
+        "root": logging.INFO,
+        "a": logging.WARNING,
+        "a.b": logging.NOTSET,
         # It has a level of its own, although it is the one that it would inherit.
-        "quiet": "info",
-        "new": None,
+        "quiet": logging.INFO,
+        "new": logging.NOTSET,
     }
     assert levels.show()["reverts_in_s"] is None
+    levels.configure({"root": "error"})
+    shown = levels.show()
+    assert (shown["root"], shown["loggers"]["a"]) == ("error", "error")
 
 
 class Endpoints:

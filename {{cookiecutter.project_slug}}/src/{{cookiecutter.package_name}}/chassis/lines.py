@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import os
+import re
 import time
 import traceback
 from itertools import islice
@@ -23,8 +24,8 @@ RESERVED = frozenset({"timestamp", "level", "logger", "event"})
 LINE_BYTES, CUT_CHARACTERS, CUT_FIELDS = 256 * 1024, 1024, 32
 # Deeper values are written as their repr, which also ends cycles.
 NESTING_LIMIT = 8
-# Where the chassis and the service's own code are.
-CHASSIS, SERVICE = str(Path(__file__).parent), str(Path(__file__).parent.parent)
+# The files of the service's own code.
+OWN_CODE = re.compile(re.escape(f"{Path(__file__).parent.parent}{os.sep}") + f"(?!{Path(__file__).parent.name})")
 
 _encode = msgspec.json.Encoder().encode
 _console = structlog.dev.ConsoleRenderer(colors=os.isatty(1), pad_event_to=0, sort_keys=False)
@@ -108,12 +109,7 @@ def _printable(value: Any) -> Any:
 
 def short_traceback(exc_info: ExcInfo) -> str:
     """Return a traceback from the first frame of the service's own code, if there is one."""
-    kind, error, trace = exc_info
-    own = trace
-    while own is not None and not _is_the_services(own.tb_frame.f_code.co_filename):
+    kind, error, own = exc_info
+    while own is not None and not OWN_CODE.match(own.tb_frame.f_code.co_filename):
         own = own.tb_next
-    return "".join(traceback.format_exception(kind, error, own or trace)).rstrip("\n")
-
-
-def _is_the_services(file: str) -> bool:
-    return file.startswith(SERVICE) and not file.startswith(CHASSIS)
+    return "".join(traceback.format_exception(kind, error, own or exc_info[2])).rstrip("\n")

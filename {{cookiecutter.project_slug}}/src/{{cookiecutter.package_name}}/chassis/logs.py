@@ -52,7 +52,7 @@ def configure(level: str, format: str, levels: Mapping[str, str] | None = None) 
         logger_factory=logging.getLogger,
         cache_logger_on_first_use=True,
     )
-    standard_logging.install(standard_logging.Handler(_write))
+    standard_logging.install(_write)
     uncaught = get_logger("uncaught")
     sys.excepthook = lambda kind, error, trace: uncaught.critical("uncaught exception", exc_info=(kind, error, trace))
     sys.unraisablehook = lambda args: uncaught.error(

@@ -26,7 +26,7 @@ class Output:
     """Writes lines to the file *descriptor*, from any thread and from signal handlers; it leaves its mode alone.
 
     Args:
-        on_recovery: Called with the number of lost lines when lines can be written again.
+        on_recovery: Called with the number of lost lines when a line has been written at once again.
         queue_bytes: Bytes that may wait for the reader.
     """
 
@@ -37,8 +37,8 @@ class Output:
         poll = select.poll()
         poll.register(descriptor, select.POLLOUT)
         self._is_writable = poll.poll
-        # Whether the last write failed, and whether what was written ends inside a line.
-        self._is_failing = self._is_inside_line = False
+        # Whether what was written ends inside a line.
+        self._is_inside_line = False
         self._reset()
         os.register_at_fork(after_in_child=self._reset)
 
@@ -67,14 +67,18 @@ class Output:
 
     def drain(self) -> None:
         """Write what is in the queue; what the reader has no room for is left to a thread."""
+        is_written = False
         with self._lock:
             while self._queue and self._thread is None:
                 # A write of PIPE_BUF bytes can't block when poll() calls a pipe writable (pipe(7)).
                 if len(self._queue[0]) <= select.PIPE_BUF and self._is_writable(0):
-                    self._put(self._next())
+                    is_written = self._put(self._next())
                 else:
                     self._start_thread()
-        self._report()
+            lost = self.lost - self._reported if is_written else 0
+            self._reported += lost
+        if lost:
+            self._on_recovery(lost)
 
     def flush(self, timeout_s: float) -> None:
         """Write what is in the queue, and wait for its reader, *timeout_s* seconds at most."""
@@ -102,7 +106,6 @@ class Output:
                     break
                 data = self._next()
             self._put(data)
-        self._report()
 
     def _next(self) -> bytes:
         """Take as many lines as one write may have out of the queue; a longer line is one by itself."""
@@ -111,8 +114,8 @@ class Output:
             data += self._queue.popleft()
         return data
 
-    def _put(self, data: bytes) -> None:
-        """Write *data*, and wait for the reader if it must be; lines that can't be written whole are lost."""
+    def _put(self, data: bytes) -> bool:
+        """Write *data*, and wait for the reader if it must be; return whether that worked. If not, lines are lost."""
         written = 0
         try:
             if self._is_inside_line:
@@ -128,14 +131,5 @@ class Output:
             self._is_inside_line = self._is_inside_line or data[:written][-1:] not in (b"", b"\n")
         with self._lock:
             self._queued_bytes -= len(data)
-            self._is_failing = written < len(data)
             self.lost += data.count(b"\n", written)
-
-    def _report(self) -> None:
-        if self.lost == self._reported:
-            return
-        with self._lock:
-            if self._thread is not None or self._is_failing:
-                return
-            lost, self._reported = self.lost - self._reported, self.lost
-        self._on_recovery(lost)
+        return written == len(data)

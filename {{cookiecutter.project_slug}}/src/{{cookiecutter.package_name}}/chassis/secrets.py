@@ -44,8 +44,7 @@ class Secret:
     async def refused(self) -> bool:
         """Read all secrets again now, because a server has refused this one; return whether it is another since."""
         before = self.reveal()
-        if changed := (await asyncio.to_thread(self._secrets.reload))[0]:
-            log.info("secrets reloaded", secrets=changed)
+        await asyncio.to_thread(self._secrets.reload)
         return self.reveal() != before
 
     def __repr__(self) -> str:
@@ -90,23 +89,29 @@ class Secrets:
                 problems[name] = f"the file {path} {error}"
         return values, problems
 
-    def reload(self) -> tuple[list[str], dict[str, str]]:
-        """Replace all values by what two reads in a row found, or none; return which changed, and what is wrong."""
-        before = None
+    def reload(self, *, asked: bool = False) -> None:
+        """Replace all values by what two reads in a row found, or none, and log that; if *asked*, log no news too."""
+        known, before = self.problems, None
         for _ in range(MAX_READS):
             values, problems = self.read()
-            if problems or values == self.values:
-                return [], problems
-            if values == before:
-                return self.replace(values), {}
+            if problems or values in (before, self.values):
+                break
             before = values
-        return [], dict.fromkeys(self.names, "the files keep changing while they are read")
+        else:
+            problems = dict.fromkeys(self.names, "the files keep changing while they are read")
+        self.problems = problems
+        if problems and (asked or problems != known):
+            log.error("secrets reload failed", problems=problems, hint="the old ones stay in use")
+        elif not problems and (changed := self.replace(values)):
+            log.info("secrets reloaded", secrets=changed)
+        elif asked:
+            log.info("secrets unchanged")
 
     def replace(self, values: Values) -> list[str]:
         """Use *values* from now on; return the names of those that are new, different or gone."""
-        changed = [name for name in self.names if values.get(name) != self.values.get(name)]
-        self.changed.update(dict.fromkeys(changed, time.time()))
-        self._replaced, self.values = self.values, values
+        if changed := [name for name in self.names if values.get(name) != self.values.get(name)]:
+            self.changed.update(dict.fromkeys(changed, time.time()))
+            self._replaced, self.values = self.values, values
         return changed
 
     def redact(self, text: str) -> str:
@@ -144,11 +149,4 @@ async def watch(secrets: Secrets, every: float, hangup: asyncio.Event, fixed: li
         hangup.clear()
         if asked and fixed:  # The environment's file may have changed, but a process keeps what it started with.
             log.info("settings need restart", settings=fixed, hint="they are from the environment at the start")
-        changed, problems = await asyncio.to_thread(secrets.reload)
-        if changed:
-            log.info("secrets reloaded", secrets=changed)
-        elif problems and (asked or problems != secrets.problems):
-            log.error("secrets reload failed", problems=problems, hint="the old ones stay in use")
-        elif asked:
-            log.info("secrets unchanged")
-        secrets.problems = problems
+        await asyncio.to_thread(secrets.reload, asked=asked)

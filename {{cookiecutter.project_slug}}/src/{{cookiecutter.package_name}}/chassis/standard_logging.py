@@ -4,12 +4,13 @@ structlog's loggers and the lines of requests obey the same levels.
 """
 
 import logging
+import math
 import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import msgspec
 
@@ -18,6 +19,8 @@ LONGEST_CHANGE_S = 3600
 UNITS_S = {"s": 1, "m": 60, "h": 3600}
 # What a record has of its own; the rest is its `extra`.
 RECORD = vars(logging.makeLogRecord({})).keys()
+# Takes a level, the name of a logger, a message, its arguments, and fields.
+Write = Callable[[str, str, object, Any, dict[str, Any]], None]
 
 
 class Change(msgspec.Struct, forbid_unknown_fields=True):
@@ -46,10 +49,9 @@ class Levels:
         # Told of each change.
         self.note: Callable[[str], None] = lambda _: None
         self._settings, self._changes, self._applied = {"root": "info"}, dict[str, str](), dict[str, str]()
-        # The root logger's, as a number of the standard library.
-        self.root = logging.INFO
-        self._timer, self._until = threading.Timer(0, self.revert), 0.0
-        self._lock = threading.Lock()
+        # The root logger's level, as a number of the standard library; and when changes end.
+        self.root, self.until = logging.INFO, math.inf
+        self._lock = threading.RLock()
 
     def configure(self, levels: Mapping[str, str]) -> None:
         """Replace all levels by *levels*, which has one for "root"."""
@@ -66,13 +68,8 @@ class Levels:
     def change(self, change: Change, by: str) -> None:
         """Apply *change*; *by* tells the log who asked for it. When the last change ends, all are undone."""
         with self._lock:
-            self._changes[change.logger] = change.level
+            self._changes[change.logger], self.until = change.level, time.monotonic() + change.seconds
             self.apply()
-            self._timer.cancel()
-            self._timer = threading.Timer(change.seconds, self.revert, ("the timer",))
-            self._timer.daemon = True
-            self._timer.start()
-            self._until = time.monotonic() + change.seconds
         self.note(f"the log level of {change.logger} is {change.level}, for {change.seconds} s")
         fields = {"changed": change.logger, "to": change.level, "for_s": change.seconds, "by": by}
         logging.getLogger("logs").warning("log level changed", extra=fields)
@@ -80,17 +77,17 @@ class Levels:
     def revert(self, by: str) -> None:
         """Undo all changes."""
         with self._lock:
-            self._timer.cancel()
-            reverted, self._changes = sorted(self._changes), {}
+            reverted, self._changes, self.until = sorted(self._changes), {}, math.inf
             self.apply()
         self.note("all log levels are what they were")
         logging.getLogger("logs").warning("log levels reverted", extra={"reverted": reverted, "by": by})
 
     def show(self) -> dict[str, object]:
         """Return the level of every known logger, and in how many seconds changes are undone."""
+        restore()
         names = ["root", *sorted(logging.root.manager.loggerDict)]
         levels = {name: logging.getLevelName(logging.getLogger(name).getEffectiveLevel()).lower() for name in names}
-        left_s = round(max(0.0, self._until - time.monotonic()), 1) if self._changes else None
+        left_s = round(self.until - time.monotonic(), 1) if self._changes else None
         return {"root": levels.pop("root"), "loggers": levels, "reverts_in_s": left_s}
 
 
@@ -98,21 +95,21 @@ LEVELS = Levels()
 
 
 class Handler(logging.Handler):
-    """Hands the records of the standard library to *write*: level, logger, message, arguments and fields."""
+    """Hands the records of the standard library on, to what `install` was given."""
 
-    # The one that all records go to, once there is one.
-    installed: "ClassVar[Handler | None]" = None
-
-    def __init__(self, write: Callable[[str, str, object, Any, dict[str, Any]], None]) -> None:
-        super().__init__()
-        self._write = write
+    write: Write | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write *record* with its ``extra``."""
+        if self.write is None:
+            return
         fields = {name: value for name, value in vars(record).items() if name not in RECORD}
         own = {"exc_info": record.exc_info, "stack": record.stack_info}
         fields |= {name: value for name, value in own.items() if value}
-        self._write(record.levelname.lower(), record.name, record.msg, record.args, fields)
+        self.write(record.levelname.lower(), record.name, record.msg, record.args, fields)
+
+
+HANDLER = Handler()
 
 
 class Logger(logging.Logger):
@@ -133,19 +130,24 @@ _canary = logging.getLogger("logs.canary")
 logging.setLoggerClass(Logger)
 
 
-def install(handler: Handler) -> None:
-    """Let *handler* have all records from now on."""
-    Handler.installed = handler
-    logging.basicConfig(handlers=[handler], force=True)
+def install(write: Write) -> None:
+    """Let *write* have all records from now on."""
+    HANDLER.write = write
+    logging.basicConfig(handlers=[HANDLER], force=True)
     logging.setLogRecordFactory(_make_record)
     logging.captureWarnings(True)
 
 
 def restore() -> None:
-    """Put our handler and levels back if a library has replaced them (``fileConfig``, ``basicConfig(force=True)``)."""
-    root, ours = logging.getLogger(), Handler.installed
-    is_ours = ours in root.handlers and root.level == LEVELS.root
-    if ours is None or (is_ours and not root.manager.disable and not _canary.disabled):
+    """Put our handler and levels back if a library has replaced them (``fileConfig``, ``basicConfig(force=True)``).
+
+    It runs ten times a second and whenever somebody logs, so it ends the changes of levels, too.
+    """
+    if time.monotonic() > LEVELS.until:
+        LEVELS.revert("the timer")
+    root = logging.getLogger()
+    is_ours = HANDLER in root.handlers and root.level == LEVELS.root
+    if HANDLER.write is None or (is_ours and not root.manager.disable and not _canary.disabled):
         return
     logging.disable(logging.NOTSET)
     for logger in (root, *map(logging.getLogger, list(root.manager.loggerDict))):
@@ -153,7 +155,7 @@ def restore() -> None:
         for handler in logger.handlers[:]:
             if isinstance(handler, logging.StreamHandler) and handler.stream in (sys.stdout, sys.stderr):
                 logger.removeHandler(handler)
-    root.addHandler(ours)
+    root.addHandler(HANDLER)
     LEVELS.apply()
     logging.getLogger("logs").warning(
         "logging restored", extra={"hint": "a library had replaced the configuration of logging"}
