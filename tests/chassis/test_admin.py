@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +22,7 @@ from kit.service import Answer, Asking, Service, exchange, rest, wait_for
 from my_service.chassis.admin import server as admin_server
 from my_service.chassis.admin.endpoints import ENDPOINTS, GUARDED, Admin, reply
 from my_service.chassis.http.requests import RequestsInFlight
+from my_service.chassis.stacks import describe
 from my_service.chassis.standard_logging import LEVELS, Change, Levels
 from starlette.requests import Request
 from starlette.responses import Response
@@ -93,7 +95,7 @@ def test_stacks_of_threads_and_tasks_are_shown_once_each(own: Service) -> None:
     wait_for(lambda: len(own.lines("slow begins")) == 3)
     text = own.look("/-/stacks")
     assert re.search(r"3 x task\n(  .*\n)*  .*probe\.py:\d+ slow\n  .* sleep\n", text)
-    assert "1 of them idle in a pool" in text
+    assert re.search(r"\d+ threads; \d+ tasks\n", text)
     assert "thread MainThread\n" in text
     assert "thread watchdog\n" in text
     for one in slow:
@@ -270,6 +272,18 @@ def test_json_of_the_admin_port_is_json(probe: Service) -> None:
 
 
 # Below: parts of the admin port in this process.
+
+
+def test_a_default_of_any_class_can_be_shown() -> None:
+    assert json.loads(reply({"default": Path("x")}).body) == {"default": "x"}
+
+
+def test_idle_threads_of_a_pool_are_shown_once() -> None:
+    with ThreadPoolExecutor(5, thread_name_prefix="idlers") as pool:
+        barrier = threading.Barrier(5)
+        list(pool.map(lambda _: barrier.wait(20), range(5)))
+        wait_for(lambda: "5 x thread idlers\n" in describe(None), "five idle threads")
+    assert "idlers" not in describe(None)
 
 
 def test_slow_requests_are_forgotten_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:

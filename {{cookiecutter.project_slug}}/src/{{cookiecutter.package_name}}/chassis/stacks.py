@@ -18,8 +18,6 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 Stack = tuple[str, ...]
 ASYNCIO = re.compile(r"[/\\]asyncio[/\\]\w+\.py:")
-# The last place of a thread of concurrent.futures that waits for work.
-IDLE = re.compile(r"concurrent.futures.thread\.py:\d+ _worker$")
 
 
 def run_in_thread(name: str, function: Callable[[], T]) -> Future[T]:
@@ -61,13 +59,13 @@ def where(stack: Stack) -> str | None:
 
 def describe(loop: asyncio.AbstractEventLoop | None) -> str:
     """Return all threads, and all tasks of *loop*, as text; identical stacks once, with their number."""
-    names = {thread.ident: f"thread {thread.name}" for thread in threading.enumerate()}
+    # The threads of a pool differ by a number at the end of their names.
+    names = {thread.ident: "thread " + re.sub(r"_\d+$", "", thread.name) for thread in threading.enumerate()}
     others = sys._current_frames().keys() - {threading.get_ident()}
     threads = [(names.get(ident, "thread not started by Python"), thread_stack(ident)) for ident in others]
-    busy = [(title, stack) for title, stack in threads if not (stack and IDLE.search(stack[-1]))]
     tasks = [("task", await_chain(task)) for task in asyncio.all_tasks(loop)] if loop is not None else []
-    parts = [f"{len(threads)} threads, {len(threads) - len(busy)} of them idle in a pool; {len(tasks)} tasks\n"]
-    for (title, stack), count in Counter([*busy, *tasks]).most_common():
+    parts = [f"{len(threads)} threads; {len(tasks)} tasks\n"]
+    for (title, stack), count in Counter([*threads, *tasks]).most_common():
         parts.append("\n  ".join([f"{count} x {title}" if count > 1 else title, *stack]) + "\n")
     return "\n".join(parts)
 

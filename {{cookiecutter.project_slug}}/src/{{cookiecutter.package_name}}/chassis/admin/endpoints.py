@@ -40,7 +40,8 @@ def reply(
     if isinstance(value, str):
         body, kind = value.encode("utf-8", "backslashreplace"), "text/plain"
     else:
-        body, kind = msgspec.json.format(msgspec.json.encode(value), indent=2), "application/json"
+        # A team's default may be an object of any class.
+        body, kind = msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2), "application/json"
     return Response(body + b"\n", status, headers, media_type or kind)
 
 
