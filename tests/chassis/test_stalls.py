@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import http.client
 import signal
+import sys
 import threading
 import time
 from typing import Any, cast
@@ -12,6 +14,7 @@ from typing import Any, cast
 import pytest
 from kit.service import Asking, answers, ask, free_ports, wait_for
 from my_service.chassis.event_loop import EventLoop, Stall, Watchdog
+from my_service.chassis.stacks import thread_stack
 
 from .start import Start
 
@@ -113,6 +116,27 @@ def test_nothing_that_goes_wrong_in_a_look_ends_the_watchdog(monkeypatch: pytest
     watchdog = Watchdog(event_loop, 1, fail)
     wait_for(lambda: len(looks) > 2)
     watchdog.stop()
+
+
+def test_looking_takes_no_more_memory_however_often() -> None:
+    def look() -> None:
+        for _ in range(1000):
+            thread_stack(main)
+
+    main = threading.get_ident()
+    grown = []
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            before = sys.getallocatedblocks()
+            thread = threading.Thread(target=look)
+            thread.start()
+            thread.join()
+            grown.append(sys.getallocatedblocks() - before)
+    finally:
+        gc.enable()
+    assert min(grown) < 500, grown
 
 
 def test_a_stall_is_put_down_to_what_was_seen_most() -> None:

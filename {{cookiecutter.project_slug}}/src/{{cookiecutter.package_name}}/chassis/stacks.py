@@ -38,8 +38,10 @@ def run_in_thread(name: str, function: Callable[[], T]) -> Future[T]:
 
 def thread_stack(thread: int) -> Stack:
     """Return the stack of the thread with the id *thread*, innermost place last; empty if it has ended."""
-    frame = sys._current_frames().get(thread)
-    return tuple(_place(frame) for frame, _ in traceback.walk_stack(frame))[::-1] if frame is not None else ()
+    if (innermost := sys._current_frames().get(thread)) is None:
+        return ()
+    # Not from a generator: CPython would keep 2,000 such tuples of each length, and this is done ten times a second.
+    return tuple([_place(frame) for frame, _ in traceback.walk_stack(innermost)][::-1])
 
 
 def await_chain(task: asyncio.Task[Any]) -> Stack:
