@@ -120,23 +120,26 @@ def test_nothing_that_goes_wrong_in_a_look_ends_the_watchdog(monkeypatch: pytest
 
 def test_looking_takes_no_more_memory_however_often() -> None:
     def look() -> None:
-        for _ in range(1000):
-            thread_stack(main)
+        for _ in range(500):
+            thread_stack(watched.ident or 0)
 
-    main = threading.get_ident()
-    grown = []
+    def grown() -> int:
+        before = sys.getallocatedblocks()
+        look()
+        return sys.getallocatedblocks() - before
+
+    done = threading.Event()
+    watched = threading.Thread(target=done.wait)
+    watched.start()
     gc.collect()
     gc.disable()
     try:
-        for _ in range(3):
-            before = sys.getallocatedblocks()
-            thread = threading.Thread(target=look)
-            thread.start()
-            thread.join()
-            grown.append(sys.getallocatedblocks() - before)
+        look()
+        assert min(grown(), grown()) < 250
     finally:
         gc.enable()
-    assert min(grown) < 500, grown
+        done.set()
+        watched.join()
 
 
 def test_a_stall_is_put_down_to_what_was_seen_most() -> None:
