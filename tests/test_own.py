@@ -28,6 +28,7 @@ OWN = {
     "_reviewers": "@acme/platform",
     "_licence": "Apache-2.0",
 }
+LOGIN = ("UV_INDEX_ORGANISATION_USERNAME", "UV_INDEX_ORGANISATION_PASSWORD")
 # What the defaults say. A service of this organisation names none of it, but the tools' own makers.
 DEFAULTS = re.compile(
     r"ubuntu-24|ghcr\.io/(?!sigstore|anchore|astral-sh/uv:)|github\.com/(?!org/)|your-organisation"
@@ -90,7 +91,10 @@ def test_what_is_changed_is_used_everywhere(fork: Path, tmp_path: Path, target: 
             line for line in texts[name].splitlines() if re.search(r"docker (buildx )?build .*[.\\]$", line)
         ]
         assert builds
-        assert not [line for line in builds if "--secret id=ca,src=/etc/ssl/certs/acme.pem" not in line]
+        secrets = ("id=ca,src=/etc/ssl/certs/acme.pem", *(f"id={name},env={name}" for name in LOGIN))
+        assert not [line for line in builds for secret in secrets if f"--secret {secret} " not in line]
+    for name in ("ci", "release", "weekly", "template-update"):
+        assert all(f"{variable}: ${{{{ " in texts[f".github/workflows/{name}.yml"] for variable in LOGIN)
     project = tomllib.loads(texts["pyproject.toml"])
     assert project["project"]["license"] == "Apache-2.0"
     assert project["tool"]["uv"]["index"][0]["default"] is True

@@ -25,8 +25,8 @@ class Handler(BaseHTTPRequestHandler):
     server: "Index"
 
     def do_GET(self) -> None:
+        self.server.logins.add(self.headers["Authorization"])
         if self.headers["Authorization"] != self.server.wanted:
-            self.server.refused += 1
             self.send_response(401)
             self.send_header("WWW-Authenticate", 'Basic realm="packages"')
             self.send_header("Content-Length", "0")
@@ -78,7 +78,9 @@ class Index(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.behind = behind.rstrip("/")
         self.wanted = f"Basic {base64.b64encode(f'team:{password}'.encode()).decode()}"
-        self.served = self.refused = 0
+        self.served = 0
+        # What clients have sent as their login; None is none.
+        self.logins: set[str | None] = set()
         self.ca = folder / "ca.pem"
         names = ("key", "request", "leaf", "extensions")
         key, request, certificate, extensions = (folder / name for name in names)
