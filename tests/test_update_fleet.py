@@ -1,7 +1,7 @@
 """A year of a fleet: five services whose Dependabot goes on each week, and a template released each month.
 
-Only git and cruft run here, on a template without its chassis, in which no robot raises anything. What an
-update does to the chassis and to a service's environment is in test_update.py.
+During the year only git and cruft run; in the end each service's own suite does. That an update locks anew
+and runs the suite by itself is in test_update.py.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from kit.project import git
+from kit.project import Project, copy_of_the_template, git
 from kit.updates import (
     PACKAGE,
     PROJECT,
@@ -21,7 +21,6 @@ from kit.updates import (
     contents,
     cruft,
     release,
-    small_template,
     update,
     without_environments,
 )
@@ -68,11 +67,14 @@ def higher(match: re.Match[str], number: int) -> str:
 
 @dataclass(frozen=True)
 class Dependency:
-    """What both robots raise: where it stands, what is put there, and the number it has at the beginning."""
+    """What both robots raise: where it stands, what is put there, and the number it has at the beginning.
+
+    A range of versions ends the year as it is today, since the suites need packages that exist.
+    """
 
     pattern: str
     put: Callable[[re.Match[str], int], str]
-    first: int
+    first: int | None = None
 
 
 DEPENDENCIES = (
@@ -80,12 +82,12 @@ DEPENDENCIES = (
     Dependency(r"(grype:v0\.)[\d.]+@sha256:\w{64}", image_with_digest, 118),
     Dependency(r"(cosign:v3\.)[\d.]+@sha256:\w{64}", image_with_digest, 1),
     Dependency(r"(actions/checkout@)\w{40} # v[\d.]+", action, 0),
-    Dependency(r'("uvloop>=0\.\d+,<0\.)\d+', wider, 23),
-    Dependency(r'("uvicorn>=0\.)\d+,<(0\.)\d+', higher, 54),
-    Dependency(r'("structlog>=26\.\d+,<)\d+', wider, 26),
-    Dependency(r'("ruff>=0\.)[\d.]+,<(0\.)\d+', higher, 17),
-    Dependency(r'("mypy>=2\.\d+,<)\d+', wider, 2),
-    Dependency(r'("pytest>=)[\d.]+,<()\d+', higher, 9),
+    Dependency(r'("uvloop>=0\.\d+,<0\.)\d+', wider),
+    Dependency(r'("uvicorn>=0\.)\d+,<(0\.)\d+', higher),
+    Dependency(r'("structlog>=26\.\d+,<)\d+', wider),
+    Dependency(r'("ruff>=0\.)[\d.]+,<(0\.)\d+', higher),
+    Dependency(r'("mypy>=2\.\d+,<)\d+', wider),
+    Dependency(r'("pytest>=)[\d.]+,<()\d+', higher),
 )
 PINNED = ("pyproject.toml", "Dockerfile", ".github/tools/Dockerfile", ".github/workflows/*.yml")
 CI = ".github/workflows/ci.yml"
@@ -108,9 +110,20 @@ def raise_to(folder: Path, dependency: Dependency, number: int) -> bool:
     return any(changed)
 
 
+def year_of(dependency: Dependency, project: Path, chance: random.Random) -> list[int]:
+    """Return the newest number in each week."""
+    raises = [chance.random() < 0.3 for _ in range(52)]
+    if dependency.first is not None:
+        return [dependency.first + sum(raises[:week]) for week in range(53)]
+    match = re.search(dependency.pattern, (project / "pyproject.toml").read_text(encoding="utf-8"))
+    assert match, dependency.pattern
+    today = int(re.findall(r"\d+", match[0])[-1]) - 1
+    return [max(1, today - sum(raises[week:])) for week in range(53)]
+
+
 def at_work(project: Path, package: Path, month: int) -> None:
     """Change the template in a month, also right beside the lines that the robots change."""
-    (package / "chassis.py").write_text(f"# Month {month}.\n", encoding="utf-8")
+    change(package / "chassis/metrics.py", r"\A(# Month \d+\.\n)?", f"# Month {month}.\n")
     pyproject, workflows = project / "pyproject.toml", project / ".github/workflows"
     changes: Mapping[int, Callable[[], object]] = {
         2: lambda: change(pyproject, r'    "uvicorn>', r'    "tzdata>=2026.1",\n\g<0>'),
@@ -135,22 +148,42 @@ def solve(service: Path, said: str) -> None:
     change(service / CI, r"<<<<<<<.*\n((?:.*\n)*?)=======\n(?:.*\n)*?>>>>>>>.*\n", r"\1")
 
 
+def suites(services: Mapping[str, Path], environments: Path, uv: Path) -> int:
+    """Run the suites, and return how many tests have passed.
+
+    Services with the same lock share an environment, and the contract's tests run in one of them: there the
+    chassis is the same.
+    """
+    passed = 0
+    for name, service in services.items():
+        project = Project(service, {"package_name": "my_service"})
+        project.run(uv, "lock", "--quiet")
+        environment = environments / digest((service / "uv.lock").read_text(encoding="utf-8"))[:8]
+        own = ("--ignore=tests/chassis",) if environment.exists() else ()
+        said = project.run(uv, "run", "pytest", "-q", *own, UV_PROJECT_ENVIRONMENT=str(environment))
+        (number,) = re.findall(r"^(\d+) passed in ", said, flags=re.MULTILINE) or [said]
+        assert number.isdecimal(), f"{name}: {said}"
+        passed += int(number)
+    assert len([*environments.iterdir()]) == 2, "there is one lock for each framework"
+    return passed
+
+
 def test_a_year_of_a_fleet_without_a_conflict_but_the_deliberate_one(
-    tmp_path: Path, show: Callable[[str], None]
+    tmp_path: Path, uv: Path, show: Callable[[str], None]
 ) -> None:
     chance = random.Random(2026)
-    # By dependency, the newest version in each week.
-    newest = {dependency: [dependency.first] for dependency in DEPENDENCIES}
-    for numbers in newest.values():
-        for _ in range(52):
-            numbers.append(numbers[-1] + (chance.random() < 0.3))
-    template = small_template(tmp_path / "deployable-service")
+    template = copy_of_the_template(tmp_path / "deployable-service")
+    newest = {each: year_of(each, template / PROJECT, chance) for each in DEPENDENCIES}
+    released = [{dependency: numbers[0] for dependency, numbers in newest.items()}]
+    for dependency, number in released[0].items():
+        raise_to(template / PROJECT, dependency, number)
+    commit(template, "Begin the year")
     git(template, "tag", "v1.0.0")
-    released = [{dependency: dependency.first for dependency in DEPENDENCIES}]
     for month, week in enumerate(RELEASE_WEEKS, 1):
         at_work(template / PROJECT, template / PACKAGE, month)
         # The template doesn't always have the newest: it is ahead of a service, or behind it.
-        released.append({each: numbers[week - chance.randrange(4)] for each, numbers in newest.items()})
+        behind = 0 if week == 52 else 3
+        released.append({each: numbers[week - chance.randint(0, behind)] for each, numbers in newest.items()})
         for dependency, number in released[-1].items():
             raise_to(template / PROJECT, dependency, number)
         release(template, f"v1.{month}.0", f"- Month {month}.")
@@ -198,7 +231,10 @@ def test_a_year_of_a_fleet_without_a_conflict_but_the_deliberate_one(
             texts = ((folder / file).read_text(encoding="utf-8") for folder in (service, fresh))
             assert differ_in_versions_only(*texts), f"{name}: {file}"
     assert conflicts == [(EDITED, 11)]
+    services = {name: tmp_path / name / "my-service" for name in FLEET}
+    passed = suites(services, tmp_path / "environments", uv)
     show(
         f"a year of a fleet: {len(FLEET)} services, {bumps} commits of their bots,"
-        f" {len(RELEASE_WEEKS)} releases, {updates} updates, 1 conflict, the deliberate one"
+        f" {len(RELEASE_WEEKS)} releases, {updates} updates, 1 conflict, the deliberate one;"
+        f" {len(services)} suites are green in the end, with {passed} tests"
     )
