@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from updates.commands import StoppedError
-from updates.proposal import BRANCH
+from updates.proposal import branch_of
 
 ROOT = Path(__file__).resolve().parents[1]
 GITHUB = re.compile(r"github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?/?$")
@@ -129,9 +129,9 @@ class GitHub:
         raw = ("-H", "Accept: application/vnd.github.raw")
         return ask("gh", "api", f"repos/{name}/contents/.cruft.json", *raw)
 
-    def update(self, name: str) -> str:
+    def update(self, name: str, branch: str) -> str:
         """Return the address of the pull request with the template's update, if there is one."""
-        wanted = ("--head", BRANCH, "--state", "open", "--limit", "1", "--json", "url")
+        wanted = ("--head", branch, "--state", "open", "--limit", "1", "--json", "url")
         return next((one["url"] for one in self._list("pr", "list", "--repo", name, *wanted)), "")
 
     def ci(self, name: str) -> str:
@@ -163,14 +163,16 @@ class Fleet:
         except StoppedError:
             return None
         row = Row(name.rpartition("/")[2], name)
-        self._complete(row, text, name)
+        self._complete(row, text, name, branch_of(""))
         return row
 
     def _of_repository(self, repository: str) -> Row:
         """Return the row of a folder, or of a repository that git can clone."""
         row = Row(Path(repository.removesuffix(".git")).resolve().name, repository)
+        branch = branch_of("")
         try:
             if Path(repository).is_dir():
+                branch = branch_of(ask("git", "rev-parse", "--show-prefix", cwd=Path(repository)))
                 text = ask("git", "show", "HEAD:./.cruft.json", cwd=Path(repository))
                 address = self._origin(Path(repository))
             else:
@@ -192,12 +194,12 @@ class Fleet:
             row.problem = "its HEAD has no .cruft.json, or it is no repository that can be read"
             return row
         on_github = GITHUB.search(address)
-        self._complete(row, text, on_github[1] if on_github else None)
+        self._complete(row, text, on_github[1] if on_github else None, branch)
         if on_github is None and address:
             self._try(
                 row,
                 "update",
-                lambda: ask("git", "ls-remote", "--heads", "--", address, BRANCH) and "a branch",
+                lambda: ask("git", "ls-remote", "--heads", "--", address, branch) and "a branch",
             )
         return row
 
@@ -207,7 +209,7 @@ class Fleet:
         except StoppedError:
             return ""
 
-    def _complete(self, row: Row, text: str, name: str | None) -> None:
+    def _complete(self, row: Row, text: str, name: str | None, branch: str) -> None:
         try:
             commit = json.loads(text)["commit"]
             self._template.describe(commit, row)
@@ -216,7 +218,7 @@ class Fleet:
         except (ValueError, KeyError, TypeError):
             row.problem = "its .cruft.json is not what cruft writes: `uvx cruft link TEMPLATE_URL` makes one"
         if name is not None:
-            self._try(row, "update", lambda: self._github.update(name))
+            self._try(row, "update", lambda: self._github.update(name, branch))
             self._try(row, "ci", lambda: self._github.ci(name))
 
     def _try(self, row: Row, field: str, question: Any) -> None:

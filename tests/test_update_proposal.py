@@ -6,6 +6,7 @@ GitHub's own part can't be had here, so `gh` is a stand-in; git, its remote and 
 import base64
 import functools
 import http.server
+import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -171,6 +172,26 @@ def test_work_that_comes_while_the_update_is_made_is_not_pushed_over(fleet: Flee
     assert "If the branch has changed meanwhile, run it once more." in done.stdout
     assert fleet.subjects() == ["Do what it asks"]
     assert fleet.calls == []
+
+
+def test_services_of_one_repository_have_each_a_branch_of_its_own(fleet: Fleet) -> None:
+    root = fleet.folder / "mono"
+    names = ("services/books", "équipe bleue/lending")
+    for name in names:
+        shutil.copytree(fleet.clone(), root / name, ignore=shutil.ignore_patterns(".git"))
+    git(root, "init", "--quiet", "--initial-branch=main")
+    commit(root, "All")
+    git(fleet.folder, "clone", "--quiet", "--bare", str(root), "shared.git")
+    git(root, "remote", "add", "origin", str(fleet.folder / "shared.git"))
+    for name in names:
+        done = update(root / name, "--propose", "--no-suite", PATH=fleet.path)
+        assert done.returncode == 0, done.stdout
+        assert git(root, "status", "--porcelain") == ""
+    for name, branch in zip(names, ("services-books", "équipe-bleue-lending"), strict=True):
+        changed = git(root, "diff", "-z", "--name-only", f"main...origin/{BRANCH}-{branch}").split("\0")
+        assert f"{name}/Dockerfile" in changed
+        assert not [path for path in changed if path and not path.startswith(f"{name}/")]
+        assert f"pr create --head {BRANCH}-{branch} " in "".join(fleet.calls)
 
 
 class WithToken(http.server.SimpleHTTPRequestHandler):

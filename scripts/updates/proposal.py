@@ -7,6 +7,11 @@ from updates.commands import Git, StoppedError, run
 BRANCH = "template-update"
 
 
+def branch_of(folder: str) -> str:
+    """Return the branch for a service in this folder of its repository: each service has its own."""
+    return "-".join((BRANCH, *re.findall(r"\w+", folder)))
+
+
 class Proposal:
     """The branch with the update on `origin`, and its pull request.
 
@@ -16,12 +21,15 @@ class Proposal:
 
     def __init__(self, git: Git) -> None:
         self._git, self._start = git, git("rev-parse", "HEAD")
-        self._ref = f"refs/heads/{BRANCH}"
+        self._branch = branch_of(git("rev-parse", "--show-prefix"))
+        self._ref = f"refs/heads/{self._branch}"
         # What is there now. Nothing else is pushed over.
         self._there = "".join(git("ls-remote", "origin", self._ref).split()[:1])
         if self._there:
             git("fetch", "--quiet", "--no-tags", "origin", self._ref)
-        self._number = self._gh("list", "--head", BRANCH, "--json", "number", "--jq", ".[].number").split()
+        self._number = self._gh(
+            "list", "--head", self._branch, "--json", "number", "--jq", ".[].number"
+        ).split()
         self.is_open = bool(self._number)
 
     def _gh(self, *arguments: str, show: bool = False) -> str:
@@ -39,8 +47,9 @@ class Proposal:
             return ""
         what = f"Pull request {self._number[0]}" if self.is_open else "The branch"
         return (
-            f"{what} has commits of {', '.join(sorted(others))}, so {BRANCH} was left as it is. Merge it, or"
-            " take what you need and delete the branch: then the next run proposes what is missing."
+            f"{what} has commits of {', '.join(sorted(others))}, so {self._branch} was left as it is."
+            " Merge it, or take what you need and delete the branch: then the next run proposes what is"
+            " missing."
         )
 
     def renew(self, title: str, body: str) -> None:
@@ -54,11 +63,11 @@ class Proposal:
         if is_new:
             self._push()
         else:
-            print(f"{BRANCH} has this update already: nothing was pushed.")
+            print(f"{self._branch} has this update already: nothing was pushed.")
         if branch:
             git("switch", "--quiet", branch)
         if is_new or not self.is_open:
-            what = ("edit", *self._number) if self.is_open else ("create", "--head", BRANCH)
+            what = ("edit", *self._number) if self.is_open else ("create", "--head", self._branch)
             self._gh(*what, "--title", title, "--body", body, show=True)
 
     def _change(self, tip: str) -> str:
