@@ -2,7 +2,7 @@
 
 A test module says in its docstring which section it is about: ``Contract, section 7: ...``. The names of its
 tests are what they show. Without an argument, the script says whether the table is current; ``--write`` makes
-it so.
+it so. Either way it looks whether the tests are there that docs/promises.md names.
 """
 
 import re
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "contract.md"
+PAGE, OTHER_PAGE = ROOT / "docs" / "contract.md", ROOT / "docs" / "promises.md"
 TESTS = (ROOT / "tests", ROOT / "{{cookiecutter.project_slug}}" / "tests")
 ABOUT = re.compile(r'"""Contract, sections? ([\d, ]+): (.+?)\.?(?:""")?\n')
 HEADING = "## Shown by\n"
@@ -38,8 +38,20 @@ def table(sections: list[int]) -> str:
     return "\n".join(["| section | promise | tests |", "|---|---|---|", *lines]) + "\n"
 
 
+def lost(page: str) -> list[str]:
+    """Return the tests that a page names, as `test_file.py::test_name`, and that are not there."""
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", page)
+    if len(named) != page.count(".py::"):
+        return ["one that is not written as `test_file.py::test_name`"]
+    files = {name: TESTS[0] / name for name, _ in named}
+    texts = {name: file.read_text(encoding="utf-8") for name, file in files.items() if file.exists()}
+    return [f"{name}::{test}" for name, test in named if f"\ndef {test}(" not in texts.get(name, "")]
+
+
 def main(arguments: list[str]) -> None:
-    """Write the table, or exit with 1 and a hint if it is not current."""
+    """Write the table, or exit with 1 and a hint if it is not current, or if a named test is not there."""
+    if not_there := lost(OTHER_PAGE.read_text(encoding="utf-8")):
+        sys.exit(f"docs/promises.md names tests that are not there: {', '.join(not_there)}")
     page = PAGE.read_text(encoding="utf-8")
     before = page.partition(HEADING)[0].rstrip() + "\n\n"
     sections = [int(number) for number in re.findall(r"^## (\d+)\.", before, re.M)]

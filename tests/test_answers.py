@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from kit.hooks import HOOK
 from kit.parsing import check_parses
-from kit.project import CHOICES, ROOT, TARGETS, Bake, Project, RefusedError
+from kit.project import CHOICES, ROOT, TARGETS, Bake, Project, RefusedError, Renders
 from kit.service import clean_environment
 
 # A bake takes its time: few in a usual run, all in `make hostile`.
@@ -215,11 +215,19 @@ def test_an_old_cookiecutter_is_told_so_in_one_line(tmp_path: Path, uv: Path, ve
     assert [*tmp_path.glob("*service*")] == []
 
 
-def test_without_hooks_no_file_is_of_another_answer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("defaults", [{}, {"deploy_to": "systemd", "database": "postgresql"}])
+def test_without_hooks_no_file_is_of_another_answer(
+    tmp_path: Path, renders: Renders, defaults: dict[str, str]
+) -> None:
+    (tmp_path / ".cookiecutterrc").write_text(json.dumps({"default_context": defaults}))
     done = cookiecutter(tmp_path, "--no-input", "--accept-hooks", "no")
     assert done.returncode == 0, done.stdout
-    files = {path.relative_to(tmp_path).parts[2] for path in tmp_path.glob("*/deploy/**/*") if path.is_file()}
-    assert files == {"kubernetes"}
+    project, usual = tmp_path / "my-service", renders.get(**defaults).path
+    files, wanted = (
+        {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+        for folder in (project, usual)
+    )
+    assert files == wanted - {Path(".cruft.json")}
 
 
 printable = st.characters(exclude_categories=["Cs"]).filter(lambda c: not HOOK.is_unprintable(c))
