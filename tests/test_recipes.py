@@ -1,12 +1,14 @@
 """The pages of docs/recipes, each applied to a fresh service, which then keeps the page's promise."""
 
 import re
+import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from kit.project import Project, Renders, git
+from kit.project import FRAMEWORKS, Project, Renders, git
 from kit.readers import running
 from kit.recipes import PAGES, RECIPES, apply, read
 from kit.service import Service, clean_environment, free_port, wait_for
@@ -14,61 +16,67 @@ from kit.tools import tool
 
 pytestmark = pytest.mark.slow
 
-KINDS: Mapping[str, Mapping[str, str]] = {
-    "starlette": {},
-    "fastapi": {"web_framework": "fastapi"},
-    "postgresql": {"database": "postgresql", "http_client": "httpx2"},
-}
-# What a page is for, if it is not the default service, and the tool that its tests need.
-KIND = {"openapi": "fastapi", "outbox": "postgresql"}
+DATABASE = {"database": "postgresql", "http_client": "httpx2"}
+# What a page is for, if it is not for a service of any framework, and the tool that its tests need.
+ANSWERS = {"outbox": DATABASE}
+ONLY = {"openapi": "fastapi"}
 NEEDED = {"queue-consumer": "redis-server"}
 # Their promises are about what runs a service: test_recipes_deployed.py holds them to these.
 DEPLOYED = {"rate-limits", "worker-process"}
+BOTH = [
+    (name, framework)
+    for name in sorted(PAGES.keys() - DEPLOYED)
+    for framework in FRAMEWORKS
+    if ONLY.get(name, framework) == framework
+]
 
+# What is long, and is about processes and no framework, runs with the first framework alone.
+SHORT = ("-k", "not while_instances_are_replaced")
 
-def kind(name: str) -> str:
-    return KIND.get(name, "starlette")
+Apply = Callable[[str, str], tuple[Project, list[str]]]
 
 
 @pytest.fixture(scope="module")
-def services(renders: Renders, uv: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Project]:
-    """One service for all pages of a kind, so that mypy need not read everything for each page anew."""
-    made = {}
-    for each, answers in KINDS.items():
-        project = renders.fresh(tmp_path_factory.mktemp(each), answers)
-        packages = [package for name in PAGES if kind(name) == each for package in read(name).packages]
-        if packages:
-            project.run(uv, "add", "--quiet", *packages)
-        project.sync()
-        git(project.commit().path, "tag", "rendered")
-        made[each] = project
-    return made
+def changed(renders: Renders, uv: Path, tmp_path_factory: pytest.TempPathFactory) -> Apply:
+    """What makes a service what a page says, and returns it with the page's own tests.
+
+    All pages have one folder and one environment, with what any of them needs: to build one takes longer
+    than the tests of a page, and mypy reads only what has changed.
+    """
+    everything = {**DATABASE, "web_framework": "fastapi"}
+    service = renders.fresh(tmp_path_factory.mktemp("recipes"), everything).commit()
+    service.run(uv, "add", "--quiet", *{package for name in PAGES for package in read(name).packages})
+    service.sync()
+
+    def apply_page(name: str, framework: str) -> tuple[Project, list[str]]:
+        plain = renders.get(**ANSWERS.get(name, {}), web_framework=framework)
+        git(service.path, "clean", "--force", "--quiet", "-d")
+        git(service.path, "rm", "-r", "--force", "--quiet", ".")
+        shutil.copytree(plain.path, service.path, dirs_exist_ok=True)
+        git(service.path, "add", "--all")
+        git(service.path, "commit", "--quiet", "--allow-empty", "--message", "Render")
+        there = replace(service, answers=plain.answers)
+        return there, apply(there, read(name, framework))
+
+    return apply_page
 
 
-def changed(service: Project, name: str) -> list[str]:
-    """Make the service what the page says, from what the template generates; return the page's own tests."""
-    git(service.path, "reset", "--hard", "--quiet", "rendered")
-    git(service.path, "clean", "--force", "--quiet", "-d")
-    return apply(service, read(name))
-
-
-@pytest.mark.parametrize("name", sorted(PAGES.keys() - DEPLOYED))
-def test_a_page_keeps_its_promise(services: dict[str, Project], name: str) -> None:
+@pytest.mark.parametrize(("name", "framework"), BOTH)
+def test_a_page_keeps_its_promise(changed: Apply, name: str, framework: str) -> None:
     if name in NEEDED:
         tool(NEEDED[name])
-    service = services[kind(name)]
-    own_tests = changed(service, name)
+    service, own_tests = changed(name, framework)
     assert own_tests, "a page without a test"
     tools = service.path / ".venv/bin"
-    service.run(tools / "python", "-m", "pytest", "-q", *own_tests)
+    chosen = () if framework == FRAMEWORKS[0] else SHORT
+    service.run(tools / "python", "-m", "pytest", "-q", *chosen, *own_tests)
     for command in (("ruff", "check"), ("ruff", "format", "--check"), ("mypy",)):
         service.run(tools / command[0], *command[1:])
 
 
-def test_the_gate_of_the_openapi_page_refuses_what_breaks_a_client(services: dict[str, Project]) -> None:
-    service = services["fastapi"]
-    gate: tuple[str | Path, ...] = (service.python, "-m", "pytest", "-q")
-    gate += tuple(changed(service, "openapi"))
+def test_the_gate_of_the_openapi_page_refuses_what_breaks_a_client(changed: Apply) -> None:
+    service, own_tests = changed("openapi", "fastapi")
+    gate: tuple[str | Path, ...] = (service.python, "-m", "pytest", "-q", *own_tests)
     service.run(*gate)
     git(service.path, "add", "--all")
     git(service.path, "commit", "--quiet", "--message", "Commit the document")
@@ -88,10 +96,9 @@ DEAF = """while True:
 
 
 def test_a_job_of_the_queue_page_that_can_not_be_cancelled_fails_liveness(
-    services: dict[str, Project], tmp_path: Path
+    changed: Apply, tmp_path: Path
 ) -> None:
-    service, port = services["starlette"], str(free_port())
-    changed(service, "queue-consumer")
+    service, port = changed("queue-consumer", "starlette")[0], str(free_port())
     module = service.path / "src" / service.package / "jobs.py"
     text, count = re.subn(r"await asyncio\.sleep\(.+\n", DEAF, module.read_text(encoding="utf-8"))
     assert count == 1

@@ -8,7 +8,8 @@ from kit.project import ROOT, Project, git
 
 RECIPES = ROOT / "docs" / "recipes"
 PAGES = {page.stem: page for page in sorted(RECIPES.glob("*.md")) if page.stem != "README"}
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", flags=re.M | re.S)
+# A block, and the framework that it is for if the line before says so.
+BLOCK = re.compile(r"^(?:With (Starlette|FastAPI):\n\n)?```(\w+)\n(.*?)^```$", flags=re.M | re.S)
 # The first line of a block that is a whole file.
 PATH = re.compile(r"# (\S+\.\w+)\n")
 
@@ -22,9 +23,10 @@ class Recipe:
     changes: Mapping[str, str]
 
 
-def read(name: str) -> Recipe:
-    """Return what the page *name* says."""
-    blocks = [(match[1], match[2]) for match in BLOCK.finditer(PAGES[name].read_text(encoding="utf-8"))]
+def read(name: str, framework: str = "starlette") -> Recipe:
+    """Return what the page *name* says to a service of *framework*."""
+    found = [match.groups() for match in BLOCK.finditer(PAGES[name].read_text(encoding="utf-8"))]
+    blocks = [(language, text) for of, language, text in found if of is None or of.lower() == framework]
     shell = "".join(text for language, text in blocks if language == "sh")
     packages = tuple(re.findall(r"[^\s\"']+", " ".join(re.findall(r"^uv add (.+)$", shell, flags=re.M))))
     files = {match[1]: text[match.end() :] for _, text in blocks if (match := PATH.match(text))}

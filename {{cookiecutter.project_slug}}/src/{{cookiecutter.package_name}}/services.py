@@ -15,16 +15,16 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 {%- endif %}
 
+{% if cookiecutter.database == "postgresql" -%}
 from .chassis import Command
-{%- if cookiecutter.database == "postgresql" %}
 from .chassis.migrate import MIGRATE
-{%- endif %}
-{%- if cookiecutter.http_client == "httpx2" %}
+{% endif -%}
+{% if cookiecutter.http_client == "httpx2" -%}
 from .chassis.outgoing import register_http_client
-{%- endif %}
-{%- if cookiecutter.database == "postgresql" %}
+{% endif -%}
+{% if cookiecutter.database == "postgresql" -%}
 from .chassis.postgres import Database
-{%- endif %}
+{% endif -%}
 from .config import Config
 {%- if cookiecutter.database == "postgresql" %}
 from .models import Guest
@@ -33,13 +33,10 @@ from .models import Guest
 # While the ping of a service fails, this instance is not ready, unless the service is listed here. List what all
 # instances share: if it is down, no instance would be ready, and an answer without it is better than none.
 NON_CRITICAL: frozenset[type] = frozenset()
+{%- if cookiecutter.database == "postgresql" %}
 
-{% if cookiecutter.database == "postgresql" -%}
 # The schema that this version needs.
 MIGRATIONS = Path(__file__).with_name("migrations")
-{%- else -%}
-# Commands of this service's own, with the same settings, secrets, services and logs.
-COMMANDS: dict[str, Command] = {}
 {%- endif %}
 
 

@@ -7,11 +7,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .commands import run_command
 from .config import describe, load
 from .config.formats import FORMATS, SettingsDocument
 from .errors import ConfigurationError, Problem
-from .run import serve
+from .run import run_command, serve
 from .service import Service
 
 

@@ -6,8 +6,10 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import signal
 import socket
-from collections.abc import Callable, Mapping
+from argparse import Namespace
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import svcs
@@ -28,15 +30,14 @@ from .lifecycle import Lifecycle, State, exit_now, exit_status
 from .metrics import Metrics
 from .output import ensure_standard_streams
 from .service import Service
-from .workers import Workers
+from .workers import stop
 
 log = logs.get_logger("service")
 
 
 def serve(service: Service, env: Mapping[str, str], worker: str = "") -> int:
     """Serve, or run *worker* alone, until a signal asks to stop; return the exit status."""
-    loaded = prepare(service, env)
-    if loaded is None:
+    if (loaded := _prepare(service, env)) is None:
         return os.EX_CONFIG
     config = loaded.config
     listeners: list[list[socket.socket]] = []
@@ -49,22 +50,39 @@ def serve(service: Service, env: Mapping[str, str], worker: str = "") -> int:
             log.critical("listen failed", setting=setting, host=at.host, port=at.port, error=str(error))
             return 1 if in_use else os.EX_CONFIG
     lifecycle = Lifecycle(config.drain.delay, config.drain.timeout)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        loop = runner.get_loop()
-        lifecycle.install(loop)
-        lifecycle.keep_from_children(lambda: [sock for sockets in listeners for sock in sockets])
-        main = loop.create_task(_serve(service, loaded, lifecycle, env, worker, *listeners))
-        status = _run_to_its_end(loop, main, lifecycle)
-        lifecycle.advance(State.STOPPED)
-        if status != 0:
-            # What did not end in time gets no more of it: the runner would wait for the last task and thread.
-            log.info("stopped", status=status)
-            exit_now(status)
-    log.info("stopped", status=status)
-    return status
+    lifecycle.keep_from_children(lambda: [sock for sockets in listeners for sock in sockets])
+    return _run_to_its_end(lifecycle, _serve(service, loaded, lifecycle, env, worker, *listeners), "stopped")
 
 
-def prepare(service: Service, env: Mapping[str, str]) -> LoadedConfig[Any] | None:
+def run_command(service: Service, name: str, arguments: Namespace, env: Mapping[str, str]) -> int:
+    """Run the command *name* of *service* until it ends or a signal cancels it; return the exit status."""
+    if (loaded := _prepare(service, env)) is None:
+        return os.EX_CONFIG
+    config, lifecycle = loaded.config, Lifecycle(timeout_s=loaded.config.drain.timeout)
+
+    async def main() -> int:
+        task = asyncio.current_task()
+        lifecycle.observe(lambda state: task and state is State.DRAINING and task.cancel())
+        watch = asyncio.create_task(secrets.watch(loaded.secrets, config.secrets.refresh, lifecycle.hangup, fixed=[]))
+        try:
+            async with svcs.Registry() as registry, svcs.Container(registry) as services:
+                registry.register_value(Lifecycle, lifecycle, enter=False)
+                service.register(registry, config)
+                return await service.commands[name].run(arguments, config, services) or 0
+        except asyncio.CancelledError:
+            # What a shell reports for a program that this signal ended.
+            return 128 + signal.SIGTERM
+        except Exception as error:
+            log.critical("command failed", exc_info=error)
+            return 1
+        finally:
+            watch.cancel()
+
+    log.info("command started", name=name, version=importlib.metadata.version(service.name))
+    return _run_to_its_end(lifecycle, main(), "command ended", name=name)
+
+
+def _prepare(service: Service, env: Mapping[str, str]) -> LoadedConfig[Any] | None:
     """Load the configuration and begin to log as it says; return None, with all problems logged, if it is wrong."""
     ensure_standard_streams()
     logs.configure("info", env.get("APP_LOG_FORMAT", "auto").lower())
@@ -78,25 +96,35 @@ def prepare(service: Service, env: Mapping[str, str]) -> LoadedConfig[Any] | Non
     return loaded
 
 
-def _run_to_its_end(loop: asyncio.AbstractEventLoop, main: asyncio.Task[int], lifecycle: Lifecycle) -> int:
-    """Run *main*, and drain when a task or a callback calls `sys.exit`, which leaves the event loop at once."""
-    while True:
-        try:
-            return loop.run_until_complete(main) or lifecycle.status or 0
-        except (SystemExit, KeyboardInterrupt) as error:
-            status = exit_status(error)
-            log.critical("exit requested", status=status, exc_info=error)
-            if main.done():
-                return status
-            lifecycle.status = status if lifecycle.status is None else lifecycle.status
-            loop.call_soon(lifecycle.stop, "exit requested")
-
-
 def _log_problems(problems: list[Problem], warnings: list[Problem]) -> None:
     for problem in problems:
         log.critical("configuration problem", setting=problem.setting, problem=problem.problem)
     for warning in warnings:
         log.warning("configuration warning", setting=warning.setting, problem=warning.problem)
+
+
+def _run_to_its_end(lifecycle: Lifecycle, main: Coroutine[Any, Any, int], ended: str, **about: str) -> int:
+    """Run *main*, and drain when a task or a callback calls `sys.exit`, which leaves the event loop at once."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        loop, status = runner.get_loop(), 0
+        lifecycle.install(loop)
+        task = loop.create_task(main)
+        while not task.done():
+            try:
+                status = loop.run_until_complete(task) or lifecycle.status or 0
+            except (SystemExit, KeyboardInterrupt) as error:
+                status = exit_status(error)
+                log.critical("exit requested", status=status, exc_info=error)
+                lifecycle.status = status if lifecycle.status is None else lifecycle.status
+                if not task.done():
+                    loop.call_soon(lifecycle.stop, "exit requested")
+        lifecycle.advance(State.STOPPED)
+        if status != 0:
+            # What did not end in time gets no more of it: the runner would wait for the last task and thread.
+            log.info(ended, **about, status=status)
+            exit_now(status)
+    log.info(ended, **about, status=status)
+    return status
 
 
 async def _serve(
@@ -139,19 +167,23 @@ async def _serve(
     registry = svcs.Registry()
     registry.register_value(Lifecycle, lifecycle, enter=False)
     service.register(registry, config)
-    workers = Workers(service.workers, worker, lifecycle, registry, config)
+    names = [worker] if worker else [name for name, kind in service.workers.items() if kind.beside_requests]
+    workers = [service.workers[name](name, config, registry, lifecycle) for name in names]
     health.registry = registry
-    if not worker:
+    cut_off = False
+    if worker:
+        lifecycle.stuck = workers[0].stuck
+        workers[0].task.add_done_callback(lambda _: lifecycle.stop("the worker has ended"))
+        lifecycle.advance(State.READY)
+        log.info("ready", after_s=round(lifecycle.uptime, 3), worker=worker)
+        await lifecycle.draining.wait()
+    else:
         app = service.create_app(config, registry)
         use_problems(app)
         _warn_of_websockets(app)
         own = (lifecycle, health, metrics, requests, config.http.max_body, service.limits, tracing)
-        status = await _until_stopped(Server(Middleware(app, *own), config), http, lifecycle)
-    else:
-        lifecycle.advance(State.READY)
-        log.info("ready", after_s=round(lifecycle.uptime, 3), worker=worker)
-        status = int(not await lifecycle.draining.wait())
-    status = max(status, await workers.stop())
+        cut_off = await _until_stopped(Server(Middleware(app, *own), config), http, lifecycle)
+    cut_off |= await stop(workers, lifecycle.time_left_s)
     for task in tasks:
         task.cancel()
     watchdog.stop()
@@ -160,26 +192,22 @@ async def _serve(
             await registry.aclose()
     except TimeoutError:
         log.error("closing timed out", hint="a service that was registered with on_registry_close did not close")
-        status = 1
+        cut_off = True
     if tracing is not None:
         await tracing.close(lifecycle.time_left_s)
-    return status
+    return 1 if cut_off else 0
 
 
-async def _until_stopped(server: Server, sockets: list[socket.socket], lifecycle: Lifecycle) -> int:
-    """Serve on *sockets* until the stop is done; return 1 if anything was cut off."""
+async def _until_stopped(server: Server, sockets: list[socket.socket], lifecycle: Lifecycle) -> bool:
+    """Serve on *sockets* until the stop is done; return whether anything was cut off."""
     serving = asyncio.create_task(server.serve(sockets))
-
-    def call_off(_state: State) -> None:
-        if not server.started:
-            serving.cancel()
-
-    lifecycle.observe(call_off)
+    # A start that is not done yet is called off.
+    lifecycle.observe(lambda _: server.started or serving.cancel())
     await asyncio.wait({serving})
     lifecycle.stop("the server has ended", at_once=True)
     if not serving.cancelled():
         serving.result()
-    return 1 if server.cut_off else 0
+    return server.cut_off > 0
 
 
 def _warn_of_websockets(app: Any) -> None:

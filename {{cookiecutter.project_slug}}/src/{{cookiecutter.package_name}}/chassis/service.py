@@ -42,12 +42,9 @@ class Limits:
 
 @attrs.frozen
 class Command:
-    """A command of the service's own. SIGTERM cancels *run*, which then has ``APP_DRAIN_TIMEOUT`` to clean up.
+    """A command of the service's own: *run* is given arguments, configuration and services, and may return a status.
 
-    Args:
-        run: Does the work, given arguments, configuration and services; it may return an exit status.
-        help: What it does, for ``--help``.
-        add_arguments: Declares its arguments.
+    SIGTERM cancels it; it then has ``APP_DRAIN_TIMEOUT`` to clean up. The rest is for ``--help``.
     """
 
     run: Callable[[Namespace, Any, svcs.Container], Awaitable[int | None]]

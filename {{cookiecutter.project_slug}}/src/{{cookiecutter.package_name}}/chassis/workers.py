@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -10,7 +10,7 @@ import structlog
 import svcs
 from prometheus_client import Counter, Gauge, Histogram
 
-from .lifecycle import Lifecycle, State
+from .lifecycle import Lifecycle
 from .logs import get_logger
 from .stacks import await_chain
 
@@ -33,6 +33,11 @@ class Worker:
         self.name, self.config, self.registry, self._lifecycle = name, config, registry, lifecycle
         self._failure: Exception | None = None
         self.beat()
+        AGES.labels(name).set_function(lambda: max(0.0, time.monotonic() - self._last))
+        LIMITS.labels(name).set(self.stall_limit_s)
+        FAILURES.labels(name)
+        registry.register_value(type(self), self, ping=Worker.ping, enter=False)
+        self.task = asyncio.create_task(self._supervise())
 
     async def run(self) -> None:
         """Work until `stopping`; after an exception, it is called again."""
@@ -42,10 +47,6 @@ class Worker:
     def stopping(self) -> bool:
         """Whether the drain has begun: finish the item at hand, and take no other."""
         return self._lifecycle.draining.is_set()
-
-    def age(self) -> float:
-        """Return the seconds since the last sign of progress."""
-        return max(0.0, time.monotonic() - self._last)
 
     def beat(self) -> None:
         """Give a sign of progress, also while there is nothing to do."""
@@ -62,20 +63,25 @@ class Worker:
     def item(self) -> Iterator[None]:
         """Measure one item of work; its beginning and its end are signs of progress."""
         self.beat()
-        began, outcome = time.monotonic(), "failed"
+        began, outcome = self._last, "failed"
         try:
             yield
             outcome, self._failure = "done", None
         finally:
-            ITEMS.labels(self.name, outcome).observe(time.monotonic() - began)
             self.beat()
+            ITEMS.labels(self.name, outcome).observe(self._last - began)
 
     async def ping(self) -> None:
         """Fail from a failure to the next item that is done."""
         if self._failure is not None:
             raise self._failure
 
-    async def supervise(self) -> None:
+    def stuck(self) -> str | None:
+        """Return where it waits if it has made no progress for too long."""
+        late = time.monotonic() - self._last > self.stall_limit_s
+        return "\n".join([f"no progress of {self.name}, which is at", *await_chain(self.task)]) if late else None
+
+    async def _supervise(self) -> None:
         """Run, again after each failure, until `run` returns (then it has no age any more) or the drain begins."""
         structlog.contextvars.bind_contextvars(worker=self.name)
         back_off = BACK_OFF_S
@@ -91,40 +97,12 @@ class Worker:
                 await self.rest(back_off)
 
 
-class Workers:
-    """The workers of this process: the one that it is for (*alone*), otherwise those beside the requests."""
-
-    def __init__(
-        self, kinds: Mapping[str, type[Worker]], alone: str, lifecycle: Lifecycle, registry: svcs.Registry, config: Any
-    ) -> None:
-        self._alone, self._lifecycle, self._tasks = alone, lifecycle, dict[asyncio.Task[None], Worker]()
-        chosen = {name: kind for name, kind in kinds.items() if (name == alone if alone else kind.beside_requests)}
-        workers = [kind(name, config, registry, lifecycle) for name, kind in chosen.items()]
-        for worker in workers:
-            AGES.labels(worker.name).set_function(worker.age)
-            LIMITS.labels(worker.name).set(worker.stall_limit_s)
-            FAILURES.labels(worker.name)
-            registry.register_value(type(worker), worker, ping=Worker.ping, enter=False)
-        lifecycle.observe(lambda state: self._start(workers) if state is State.READY else None)
-        lifecycle.stuck = self._stuck
-
-    def _start(self, workers: list[Worker]) -> None:
-        for worker in workers:
-            self._tasks[task := asyncio.create_task(worker.supervise())] = worker
-            if self._alone:
-                task.add_done_callback(lambda _: self._lifecycle.stop("the worker has ended"))
-
-    def _stuck(self) -> str | None:
-        for task, worker in self._tasks.items() if self._alone else ():
-            if worker.age() > worker.stall_limit_s:
-                return "\n".join([f"no progress of {worker.name} for {worker.age():.1f} s, at", *await_chain(task)])
-        return None
-
-    async def stop(self) -> int:
-        """Wait until all have finished their item or the time is nearly over; return 1 if any was cut off."""
-        limit_s = max(0.0, self._lifecycle.time_left_s - 0.5)
-        late = (await asyncio.wait(self._tasks, timeout=limit_s))[1] if self._tasks else set()
-        for task in late:
-            log.error("worker cut off", worker=self._tasks[task].name, hint="it did not end before the deadline")
-            task.cancel()
-        return 1 if late else 0
+async def stop(workers: Collection[Worker], time_left_s: float) -> bool:
+    """Wait until *workers* have finished their item or the time is nearly over; return whether any was cut off."""
+    if workers:
+        await asyncio.wait([worker.task for worker in workers], timeout=max(0.0, time_left_s - 0.5))
+    late = [worker for worker in workers if not worker.task.done()]
+    for worker in late:
+        log.error("worker cut off", worker=worker.name, hint="it did not end before the deadline")
+        worker.task.cancel()
+    return bool(late)
