@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -14,7 +15,8 @@ import pytest
 from kit.engine import Engine
 from kit.load import ROWS, Load
 from kit.project import ROOT, Project, Renders
-from kit.service import answers, free_ports, wait_for
+from kit.recipes import read
+from kit.service import answers, clean_environment, free_ports, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -86,8 +88,17 @@ class Stack:
         self.engine.do("secret", "create", f"{self.name}_admin_token_{self.token}", file)
         return token
 
+    def add_worker(self) -> None:
+        """Add what the recipe of a worker in a process of its own says."""
+        text = read("worker-process").files["deploy/swarm/jobs.yaml"]
+        (self.folder / "jobs.yaml").write_text(text.replace("my-service", self.name))
+        image = f"image: ghcr.io/your-organisation/{self.name}:0.1.0"
+        self.replace("jobs.yaml", image, f"image: {self.deployed}")
+        self.replace("jobs.yaml", "interval: 5s", "interval: 1s")
+
     def deploy(self) -> None:
-        files = (f"--compose-file={self.folder / name}" for name in ("stack.yaml", "cluster.yaml"))
+        names = ("stack.yaml", "cluster.yaml", "jobs.yaml")
+        files = (f"--compose-file={self.folder / name}" for name in names if (self.folder / name).exists())
         self.engine.do("stack", "deploy", "--resolve-image=never", *files, self.name)
 
     def deploy_image(self, name: str) -> None:
@@ -95,16 +106,16 @@ class Stack:
         self.deployed = self.images[name]
         self.deploy()
 
-    def containers(self) -> list[Any]:
-        """All containers of the service, those too that have ended."""
-        filters = f"--filter=label=com.docker.swarm.service.name={self.service}"
+    def containers(self, service: str = "service") -> list[Any]:
+        """All containers of a service, those too that have ended."""
+        filters = f"--filter=label=com.docker.swarm.service.name={self.name}_{service}"
         identities = self.engine.do("ps", "--all", "--quiet", "--no-trunc", filters).split()
         # One may be gone by then.
         done = self.engine.call("inspect", *identities, check=False)
         return list(json.loads(done.stdout or "[]"))
 
-    def running(self) -> list[Any]:
-        return [one for one in self.containers() if one["State"]["Running"]]
+    def running(self, service: str = "service") -> list[Any]:
+        return [one for one in self.containers(service) if one["State"]["Running"]]
 
     def wait(self, condition: Callable[[], object], what: str, limit: float = 90) -> None:
         """Wait for a condition that is dear to look at."""
@@ -114,12 +125,13 @@ class Stack:
             said = self.engine.do("service", "ps", "--no-trunc", self.service)
             pytest.fail(f"{error}\n{said}", pytrace=False)
 
-    def settled(self, count: int, image: str) -> None:
+    def settled(self, count: int, image: str, service: str = "service") -> None:
         """Wait until so many instances of this image are healthy, and no others are left."""
 
         def there() -> bool:
             found = [
-                (one["State"]["Health"]["Status"], plain(one["Config"]["Image"])) for one in self.running()
+                (one["State"]["Health"]["Status"], plain(one["Config"]["Image"]))
+                for one in self.running(service)
             ]
             return found == [("healthy", self.images[image])] * count
 
@@ -265,3 +277,45 @@ def test_a_broken_image_is_taken_back_by_itself(stack: Stack, image: str) -> Non
     assert before & {one["Id"] for one in serving}, "the good ones were replaced, too"
     spec = stack.engine.inspect(stack.service)["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"]
     assert plain(spec) == good
+
+
+def test_a_worker_beside_the_service_runs_and_ends_its_job_when_it_is_replaced(stack: Stack) -> None:
+    stack.add_worker()
+    stack.deploy()
+    stack.settled(2, "one", "jobs")
+    first = [one["Id"] for one in stack.running("jobs")]
+    for container in first:
+        stack.wait(lambda c=container: events(stack, c, "begun"), "a job")  # type: ignore[misc]
+    stack.engine.do("service", "update", "--detach", "--force", f"{stack.name}_jobs")
+    stack.wait(lambda: not {one["Id"] for one in stack.running("jobs")} & {*first}, "other workers")
+    stack.settled(2, "one", "jobs")
+    for container in first:
+        assert stack.engine.inspect(container)["State"]["ExitCode"] == 0
+        ended_its_job(stack.engine.do("logs", container))
+    # With its service, a container goes too: its log is followed until then.
+    second = [one["Id"] for one in stack.running("jobs")]
+    followers = [following(stack, container) for container in second]
+    for container in second:
+        stack.wait(lambda c=container: events(stack, c, "begun"), "a job")  # type: ignore[misc]
+    stack.engine.do("service", "rm", f"{stack.name}_jobs")
+    for follower in followers:
+        ended_its_job(follower.communicate(timeout=60)[0])
+
+
+def events(stack: Stack, container: str, event: str) -> bool:
+    return f'"event":"{event}"' in stack.engine.do("logs", container)
+
+
+def following(stack: Stack, container: str) -> "subprocess.Popen[str]":
+    """Follow the log of a container; it ends with the container."""
+    command = (stack.engine.docker, "logs", "--follow", container)
+    return subprocess.Popen(command, env=clean_environment(), stdout=subprocess.PIPE, text=True)
+
+
+def ended_its_job(log: str) -> None:
+    """A worker that was told to stop has done what it had begun, and has said that all is well."""
+    lines = [json.loads(line) for line in log.splitlines()]
+    jobs = {event: [line["job"] for line in lines if line["event"] == event] for event in ("begun", "done")}
+    assert jobs["begun"] == jobs["done"] != []
+    assert [line["event"] for line in lines if line["logger"] == "lifecycle"] == ["draining"]
+    assert (lines[-1]["event"], lines[-1]["status"]) == ("stopped", 0)

@@ -1,4 +1,4 @@
-"""The rendered service itself, with a route that the load of tests/kit asks for; for images.
+"""The rendered service itself, with a route that the load of tests/kit asks for, and a worker; for images.
 
 It is copied into an image alone. With NEVER_READY in the environment it never becomes ready.
 """
@@ -13,13 +13,26 @@ import sys
 
 import svcs
 from my_service.app import create_app
-from my_service.chassis import Service, run
+from my_service.chassis import Service, Worker, get_logger, run
 from my_service.config import Config
 from my_service.services import NON_CRITICAL, register_services
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
+
+
+class Jobs(Worker):
+    """Does one job after the other; each takes a second."""
+
+    async def run(self) -> None:
+        number = 0
+        while not self.stopping:
+            number += 1
+            with self.item():
+                get_logger("jobs").info("begun", job=number)
+                await asyncio.sleep(1)
+                get_logger("jobs").info("done", job=number)
 
 
 class Never:
@@ -51,5 +64,5 @@ def create_app_with_work(config: Config, registry: svcs.Registry) -> Starlette:
 if __name__ == "__main__":
     # The package is always called like this, the distribution as the test wants it.
     (name,) = importlib.metadata.packages_distributions()["my_service"]
-    service = Service(name, Config, register, create_app_with_work, NON_CRITICAL)
+    service = Service(name, Config, register, create_app_with_work, NON_CRITICAL, workers={"jobs": Jobs})
     sys.exit(run(service, sys.argv[1:], os.environ))
