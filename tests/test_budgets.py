@@ -27,7 +27,7 @@ MOST_OVERRIDES = 4
 # What Python documents as a hook is there to be set.
 HOOKS = {
     *("sys.excepthook", "sys.unraisablehook", "threading.excepthook", "warnings.showwarning"),
-    "logging.raiseExceptions",
+    *("logging.raiseExceptions", "logging.lastResort"),
 }
 # What begins with an underscore and is documented all the same.
 DOCUMENTED = {"os._exit", "sys._current_frames"}

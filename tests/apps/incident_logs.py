@@ -82,6 +82,13 @@ def reconfigure(kind: str) -> None:
         root.setLevel(logging.CRITICAL)
     elif kind == "disable":
         logging.disable(logging.CRITICAL)
+    elif kind == "alone":
+        library.propagate = False
+    elif kind == "structlog":
+        quiet = structlog.make_filtering_bound_logger(logging.CRITICAL)
+        structlog.configure(processors=[structlog.dev.ConsoleRenderer()], wrapper_class=quiet)
+    elif kind == "structlog-reset":
+        structlog.reset_defaults()
     else:
         raise LookupError(kind)
 
@@ -273,7 +280,7 @@ async def field(request: Request) -> Response:
 
 async def clash(request: Request) -> Response:
     """Log with fields that are named as what every line has."""
-    names = ("event", "level", "logger", "timestamp")
+    names = ("event", "level", "logger", "timestamp", "request_id")
     library.warning(
         "the real message", extra={**dict.fromkeys(names, "mine"), "exception": "mine", "stack": ["a"]}
     )
@@ -289,6 +296,7 @@ async def odd(request: Request) -> Response:
     own.info("100 %", "left over")
     own.info("exc_info", exc_info=("not", "a", "triple"))
     own.info("exc_info of a class", exc_info=ValueError)
+    own.info(None)
     own.info("rows", stack=["a"], exception=("b",))
     own.info("rows", **{"1": 1}, event_={2: 3, "a": 4})
     own.bind(**{"a b": 1}).info("bound", stack_info=True)

@@ -80,6 +80,16 @@ def test_who_reconfigures_logging_silences_nothing(start: Start, kind: str, wher
     assert process.err.read_text() == ""
 
 
+@pytest.mark.parametrize("kind", ["alone", "structlog", "structlog-reset"])
+def test_what_a_library_configures_for_itself_silences_nothing(start: Start, kind: str) -> None:
+    process = launch(start).ready()
+    assert process.ask(f"/configure/{kind}").status == 200
+    has_all(process, "at once")
+    assert stopped(process) == 0
+    assert {"draining", "stopped"} <= {line["event"] for line in json_lines(process)}
+    assert process.err.read_text() == ""
+
+
 @pytest.mark.parametrize("point", ["START", "STOP"])
 @pytest.mark.parametrize("kind", ["alembic", "dict", "basic"])
 def test_migrations_in_the_lifespan_silence_nothing(start: Start, kind: str, point: str) -> None:
@@ -123,12 +133,13 @@ def test_children_log_as_their_parent_does_whatever_the_main_module_is(start: St
 
 
 def test_a_field_never_takes_the_place_of_what_a_line_begins_with(service: Service) -> None:
-    service.ask("/clash")
+    request_id = service.ask("/clash").headers["x-request-id"]
     for logger in ("lib", "own"):
         [line] = seen(service, logger, "the real message")
         assert (line["level"], line["event"]) == ("warning", "the real message")
         assert line["timestamp"] != "mine"
         assert (line["level_"], line["logger_"], line["timestamp_"]) == ("mine", "mine", "mine")
+        assert (line["request_id"], line["request_id_"]) == (request_id, "mine")
     assert seen(service, "lib", "the real message")[0]["event_"] == "mine"
     assert seen(service, "own", "the real message")[0]["message"] == "mine"
 

@@ -9,6 +9,7 @@ import os
 import re
 import time
 import traceback
+from collections.abc import Collection
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,6 @@ import msgspec
 import structlog
 from structlog.typing import EventDict, ExcInfo
 
-# Each line begins with these; a field of one of these names is renamed.
-RESERVED = frozenset({"timestamp", "level", "logger", "event"})
 # A longer line is cut to this many characters of each of this many fields: it would fill the queue, and collectors
 # refuse it.
 LINE_BYTES, CUT_CHARACTERS, CUT_FIELDS = 256 * 1024, 1024, 32
@@ -41,9 +40,9 @@ def _to_the_second(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
-def renamed(fields: EventDict) -> dict[str, Any]:
-    """Return *fields* with other names for those that clash with a line's own."""
-    return {f"{key}_" if key in RESERVED else str(key): value for key, value in fields.items()}
+def renamed(fields: EventDict, taken: Collection[str]) -> dict[str, Any]:
+    """Return *fields* with other names for those that are *taken*."""
+    return {f"{key}_" if key in taken else str(key): value for key, value in fields.items()}
 
 
 def plain(value: Any, depth: int = 0) -> Any:

@@ -27,6 +27,8 @@ from .standard_logging import LEVELS, LOG_LEVELS
 
 # Seconds that the last lines of a process wait for their reader.
 EXIT_FLUSH_TIMEOUT_S = 1.0
+# How long the line of a request waits for those of others, with which it is written.
+REQUEST_LINES_DELAY_S = 0.01
 # Libraries that log whole URLs, with whatever secret stands in a query, or each step of a start.
 QUIET = dict.fromkeys(("httpx", "httpx2", "httpcore", "httpcore2", "urllib3"), "warning") | {"uvicorn": "critical"}
 # The ids of the request at hand; every line of the request has them.
@@ -46,12 +48,7 @@ def configure(level: str, format: str, levels: Mapping[str, str] | None = None) 
     # A quiet library is not louder than the service.
     quiet = {name: max(level, least, key=LOG_LEVELS.index) for name, least in QUIET.items()}
     LEVELS.configure({**quiet, **(levels or {}), "root": level})
-    structlog.configure(
-        processors=[structlog.stdlib.filter_by_level, StackInfoRenderer(), _write_event],
-        wrapper_class=structlog.stdlib.BoundLogger,
-        logger_factory=logging.getLogger,
-        cache_logger_on_first_use=True,
-    )
+    structlog.configure(**_STRUCTLOG, logger_factory=logging.getLogger)
     standard_logging.install(_write)
     uncaught = get_logger("uncaught")
     sys.excepthook = lambda kind, error, trace: uncaught.critical("uncaught exception", exc_info=(kind, error, trace))
@@ -66,7 +63,8 @@ def configure(level: str, format: str, levels: Mapping[str, str] | None = None) 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
     """Return the logger *name*; every field that is given to it comes out as a field of the line."""
-    logger: structlog.stdlib.BoundLogger = structlog.get_logger(name)
+    # With processors of its own, so that a library may configure structlog for itself.
+    logger: structlog.stdlib.BoundLogger = structlog.wrap_logger(logging.getLogger(name), **_STRUCTLOG)
     return logger
 
 
@@ -89,19 +87,26 @@ def log_request(fields: Mapping[str, object], ids: Mapping[str, str]) -> None:
     if _http.getEffectiveLevel() > logging.INFO and not _http.isEnabledFor(logging.INFO):
         return
     if bound := structlog.contextvars.get_contextvars():
-        bound = renamed(plain(bound))
-    line = {"timestamp": timestamp(time.time()), **_A_REQUEST, **bound, **fields, **ids}
-    # Requests come in crowds; a system call for each line would be the dearest part of it.
+        bound = renamed(plain(bound), {"timestamp", *_A_REQUEST, *fields, *ids})
+    line = {"timestamp": timestamp(time.time()), **_A_REQUEST, **fields, **ids, **bound}
+    # A system call for each line, which wakes its reader, would be the dearest part of it. Any other line goes at once.
     if output.queue(_render(line)):
-        asyncio.get_running_loop().call_soon(output.drain)
+        asyncio.get_running_loop().call_later(REQUEST_LINES_DELAY_S, output.drain)
 
 
 def _write_event(logger: logging.Logger, method: str, event: EventDict) -> NoReturn:
     """Write an event of structlog; it ends here, since the logger has no more than a name and a level."""
     level, args = {"warn": "warning", "exception": "error"}.get(method, method), event.pop("positional_args", ())
     args = args[0] if len(args) == 1 and isinstance(args[0], dict) else args
-    _write(level, logger.name, event.pop("event"), args, event)
+    _write(level, logger.name, event.pop("event", None), args, event)
     raise structlog.DropEvent
+
+
+_STRUCTLOG: dict[str, Any] = {
+    "processors": [structlog.stdlib.filter_by_level, StackInfoRenderer(), _write_event],
+    "wrapper_class": structlog.stdlib.BoundLogger,
+    "cache_logger_on_first_use": True,
+}
 
 
 def _write(level: str, logger: str, message: object, args: Any, fields: EventDict) -> None:
@@ -112,8 +117,8 @@ def _write(level: str, logger: str, message: object, args: Any, fields: EventDic
     except Exception as error:
         event, fields = f"{plain(message)} {shown(args)}", {**fields, "format_error": shown(error)}
     first = {"timestamp": timestamp(time.time()), "level": level, "logger": logger, "event": event}
-    fields = renamed({**structlog.contextvars.get_contextvars(), **fields})
-    output.write(_render(plain({**first, **REQUEST.get(), **fields})))
+    ids, fields = REQUEST.get(), {**structlog.contextvars.get_contextvars(), **fields}
+    output.write(_render(plain({**first, **ids, **renamed(fields, {*first, *ids})})))
 
 
 def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:

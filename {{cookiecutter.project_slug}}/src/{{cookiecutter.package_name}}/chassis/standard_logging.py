@@ -134,6 +134,8 @@ def install(write: Write) -> None:
     """Let *write* have all records from now on."""
     HANDLER.write = write
     logging.basicConfig(handlers=[HANDLER], force=True)
+    # For a library's logger that has no handler, and does not propagate to ours either.
+    logging.lastResort = HANDLER
     logging.setLogRecordFactory(_make_record)
     logging.captureWarnings(True)
 
