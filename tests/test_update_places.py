@@ -133,6 +133,12 @@ def test_a_locale_that_lacks_letters_is_no_hindrance(service: Path, path: str, t
     assert link(service)["context"]["cookiecutter"]["project_name"] == "Größe 天気"
 
 
+def test_neither_a_home_folder_nor_a_name_of_the_user_is_needed(service: Path, path: str) -> None:
+    done = update(service, "--no-suite", PATH=path, HOME=None, USER=None, LOGNAME=None)
+    assert done.returncode == 0, done.stdout
+    assert has_the_line(service)
+
+
 def lts(folder: Path) -> None:
     """Fix something on a branch, and release something else on the main one."""
     git(folder, "switch", "--quiet", "--create", "lts")

@@ -207,15 +207,16 @@ def with_gh(folder: Path) -> Path:
     return folder / "calls"
 
 
-def update(service: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `make update` in the service, and return what became of it."""
+def update(service: Path, *options: str, **environment: str | None) -> subprocess.CompletedProcess[str]:
+    """Run `make update` in the service, and return what became of it; a variable that is None is not set."""
     roles, facts = ("AUTHOR", "COMMITTER"), ("NAME", "EMAIL")
     identity = {f"GIT_{role}_{fact}": "zoe@example.org" for role in roles for fact in facts}
     path = {"PATH": f"{tool('uv').parent}{os.pathsep}{os.environ['PATH']}"}
+    variables = clean_environment(**identity, **path) | environment
     return subprocess.run(
         (tool("make"), "update", f"UPDATE={shlex.join(options)}"),
         cwd=service,
-        env=clean_environment(**identity, **path | environment),
+        env={name: value for name, value in variables.items() if value is not None},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
