@@ -141,12 +141,10 @@ def create_app(config: Config, registry: svcs.Registry) -> FastAPI:
     """Make the ASGI app from what it is given; nothing here reads the environment."""
     app = FastAPI(title="{{ cookiecutter.project_slug }}")
 
-    async def container() -> AsyncGenerator[svcs.Container]:
+    async def authorised(authorization: Annotated[str, Header()] = "") -> AsyncGenerator[svcs.Container]:
+        authorise(config, authorization)
         async with svcs.Container(registry) as services:
             yield services
-
-    async def authorised(authorization: Annotated[str, Header()] = "") -> None:
-        authorise(config, authorization)
 
     async def answer(name: str, services: svcs.Container) -> Greeting:
         clock = await services.aget(Clock)
@@ -155,12 +153,12 @@ def create_app(config: Config, registry: svcs.Registry) -> FastAPI:
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
 
-    @app.get("/greetings/{name}", dependencies=[Depends(authorised)])
-    async def greet_by_path(name: str, services: Annotated[svcs.Container, Depends(container)]) -> Greeting:
+    @app.get("/greetings/{name}")
+    async def greet_by_path(name: str, services: Annotated[svcs.Container, Depends(authorised)]) -> Greeting:
         return await answer(name, services)
 
-    @app.post("/greetings", dependencies=[Depends(authorised)])
-    async def greet_by_body(guest: Guest, services: Annotated[svcs.Container, Depends(container)]) -> Greeting:
+    @app.post("/greetings")
+    async def greet_by_body(guest: Guest, services: Annotated[svcs.Container, Depends(authorised)]) -> Greeting:
 {%- if cookiecutter.database == "postgresql" %}
         greeting = await answer(guest.name, services)
         database = await services.aget(Database)
@@ -169,8 +167,8 @@ def create_app(config: Config, registry: svcs.Registry) -> FastAPI:
             await Guests(session).add(guest.name.strip())
         return greeting
 
-    @app.get("/guests/{name}", dependencies=[Depends(authorised)])
-    async def visits(name: str, services: Annotated[svcs.Container, Depends(container)]) -> Visits:
+    @app.get("/guests/{name}")
+    async def visits(name: str, services: Annotated[svcs.Container, Depends(authorised)]) -> Visits:
         database = await services.aget(Database)
         async with database.transaction() as session:
             guest = await Guests(session).get(name)
