@@ -2,12 +2,14 @@
 .DEFAULT_GOAL := test
 
 VENV := .venv/bin
+# Two for each core of a small machine: the tests wait for processes as long as they work.
+WORKERS := 4
 
 demo: .venv/ready  ## bake the default service and run it
 	@$(VENV)/python scripts/demo.py
 
 test: .venv/ready  ## everything, the slow tests too
-	$(VENV)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(if $(ONCE_MORE),|| $(AGAIN))
+	$(VENV)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(if $(ONCE_MORE),|| $(AGAIN))
 
 # With ONCE_MORE=1, what failed beside other tests is run once more, alone and by its name: if it passes, it is unsteady, and is to be mended.
 AGAIN = { [ $$? -eq 1 ] && echo "These failed. Once more, alone:" && $(VENV)/python -m pytest -v --last-failed && echo "They are UNSTEADY."; }

@@ -27,6 +27,7 @@ ONCE = (
     "admin",
     "checks",
     "cli",
+    "clients",
     "commands",
     "config",
     "formats",
@@ -39,6 +40,7 @@ ONCE = (
     "processes",
     "secrets",
     "stalls",
+    "stopping",
     "systemd",
     "workers",
 )
@@ -106,8 +108,9 @@ def test_the_chassis_keeps_its_promises(
     assert int(total[1]) >= COVERED, report
 
 
-def test_the_tests_of_the_chassis_and_its_programs_are_typed(service: Project) -> None:
-    """mypy finds `my_service` in the service's environment only."""
+def test_the_tests_of_the_chassis_and_its_programs_are_typed(renders: Renders) -> None:
+    """mypy finds `my_service` in the service's environment only; they name no framework but Starlette."""
+    service = renders.for_chassis(web_framework="starlette", deploy_to="systemd")
     files = [*CHASSIS.glob("*.py"), *(TESTS / "apps").glob("*.py"), TESTS / "kit" / "service.py"]
-    options = ("--strict", "--explicit-package-bases", "--config-file=", "--cache-dir=.mypy_cache")
+    options = ("--strict", "--explicit-package-bases", "--config-file=")
     service.run(service.python, "-m", "mypy", *options, *files, MYPYPATH=f"{TESTS}:{service.path / 'src'}")

@@ -1,13 +1,15 @@
-"""Each named combination passes its own checks, and the chassis does when all the rest is a team's own."""
+"""What is rendered passes its own checks, and the chassis does when all the rest is a team's own."""
 
 import hashlib
+import itertools
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from kit.project import COMBINATIONS, ROOT, Bake, Project, Renders
+from kit.project import CHOICES, COMBINATIONS, ROOT, Bake, Project, Renders
 
 pytestmark = pytest.mark.slow
 
@@ -17,14 +19,29 @@ STEPS = (
     ("ruff", "format", "--check"),
     ("lint-imports",),
 )
+NAMES = ("project_name", "project_description", "project_slug", "package_name", "github_owner")
+HOSTILE, LONGEST = (
+    {name: answer for name, answer in COMBINATIONS[combination].items() if name in NAMES}
+    for combination in ("hostile", "longest")
+)
+# The checks are dear, so that not all answers meet: each two do.
+CHECKED: Mapping[str, Mapping[str, str]] = {
+    "default": {},
+    "fastapi": {"web_framework": "fastapi", "deploy_to": "systemd"},
+    "tracing": {"deploy_to": "systemd", "tracing": "opentelemetry"},
+    "postgresql": {"deploy_to": "systemd", "database": "postgresql"},
+    "longest names, calls": {**LONGEST, "deploy_to": "systemd", "http_client": "httpx2"},
+    "hostile names, all": {
+        **HOSTILE,
+        "web_framework": "fastapi",
+        "deploy_to": "swarm",
+        "tracing": "opentelemetry",
+        "http_client": "httpx2",
+        "database": "postgresql",
+    },
+}
 # What a team may have made of the example: nothing of it is left, and there is something that must be set.
 TEAM = ROOT / "tests" / "apps" / "team"
-
-
-@pytest.fixture(scope="module")
-def passed() -> set[bytes]:
-    """What has passed, so that nothing is run twice."""
-    return set()
 
 
 def what_is_checked(project: Project) -> bytes:
@@ -44,15 +61,24 @@ def check(project: Project, uv: Path) -> None:
         project.run(uv, "run", *step)
 
 
-@pytest.mark.parametrize("combination", COMBINATIONS)
-def test_a_generated_project_passes_its_own_checks(
-    renders: Renders, uv: Path, passed: set[bytes], combination: str
-) -> None:
-    answers = COMBINATIONS[combination]
-    seen = what_is_checked(renders.get(**answers))
-    if seen not in passed:
-        check(renders.with_environment(**answers), uv)
-        passed.add(seen)
+@pytest.mark.parametrize("combination", CHECKED)
+def test_a_generated_project_passes_its_own_checks(renders: Renders, uv: Path, combination: str) -> None:
+    check(renders.with_environment(**CHECKED[combination]), uv)
+
+
+def test_each_two_answers_are_checked_together(renders: Renders) -> None:
+    same = {"swarm": "kubernetes"}
+    assert what_is_checked(renders.get(deploy_to="swarm")) == what_is_checked(renders.get())
+
+    def pairs(answers: Mapping[str, str]) -> set[frozenset[tuple[str, str]]]:
+        chosen = [(name, same.get(answers[name], answers[name])) for name in CHOICES]
+        return {frozenset(pair) for pair in itertools.combinations(chosen, 2)}
+
+    wanted = [dict(zip(CHOICES, each, strict=True)) for each in itertools.product(*CHOICES.values())]
+    checked = [renders.get(**answers).answers for answers in CHECKED.values()]
+    missing = set().union(*map(pairs, wanted)) - set().union(*map(pairs, checked))
+    assert len(wanted) > len(checked)
+    assert not missing, f"never checked together: {sorted(map(sorted, missing))}"
 
 
 def test_the_chassis_and_its_tests_outlive_the_example(bake: Bake, uv: Path) -> None:

@@ -210,7 +210,7 @@ def test_opentelemetry_instrument_goes_on_working(
 
 def test_the_programs_are_typed(world: World) -> None:
     """mypy finds `my_service` in the service's environment only."""
-    options = ("--strict", "--explicit-package-bases", "--config-file=", "--cache-dir=.mypy_cache")
+    options = ("--strict", "--explicit-package-bases", "--config-file=")
     files = sorted((ROOT / "tests/apps/traced").glob("*.py"))
     service = world.project
     path = f"{ROOT / 'tests'}:{service.path / 'src'}"

@@ -29,7 +29,11 @@ COMMAND_SECONDS = 900
 FRAMEWORKS = ("starlette", "fastapi")
 TARGETS = ("kubernetes", "swarm", "systemd")
 # Questions with a list of choices; any other answer is free text.
-CHOICES = ("web_framework", "deploy_to", "tracing", "http_client", "database")
+CHOICES: Mapping[str, list[str]] = {
+    name: answers
+    for name, answers in json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8")).items()
+    if isinstance(answers, list)
+}
 COMBINATIONS: Mapping[str, Mapping[str, str]] = {
     **{
         f"{framework}-{target}": {"web_framework": framework, "deploy_to": target}
@@ -182,15 +186,20 @@ class Renders:
         """Return the one render of these answers; not to be changed."""
         return self._once("plain", answers, lambda into: self.fresh(into, answers))
 
+    def copy(self, into: Path, answers: Mapping[str, str]) -> Project:
+        """Copy the one render of these answers, which costs much less than to render again."""
+        project = self.get(**answers)
+        return Project(Path(shutil.copytree(project.path, into / project.name)), project.answers)
+
     def with_environment(self, **answers: str) -> Project:
         """Return the one render of these answers that has its environment; not to be changed."""
-        return self._once("environment", answers, lambda into: self.fresh(into, answers).sync())
+        return self._once("environment", answers, lambda into: self._sync(self.copy(into, answers)))
 
     def for_chassis(self, **answers: str) -> Project:
         """Return the one render of these answers whose environment can run tests/chassis side by side."""
 
         def make(into: Path) -> Project:
-            project = self.fresh(into, answers).sync()
+            project = self._sync(self.copy(into, answers))
             project.run(tool("uv"), "pip", "install", "--quiet", "--python", project.python, *FOR_CHASSIS)
             return project
 
@@ -206,6 +215,22 @@ class Renders:
             return project
 
         return self._once("people", answers, make)
+
+    def _sync(self, project: Project) -> Project:
+        """Build the environment, with the byte code that earlier ones have of the same files.
+
+        uv links one file into all of them, and without byte code each begins with seconds of compiling.
+        """
+        project.sync()
+        here = project.path / ".venv"
+        for compiled in self._folder.glob("*/*/.venv/lib/*/site-packages/**/__pycache__/*.pyc"):
+            there = here / Path(*compiled.parts[compiled.parts.index(".venv") + 1 :])
+            name = f"{compiled.name.partition('.')[0]}.py"
+            source = there.parents[1] / name
+            if not there.exists() and source.exists() and source.samefile(compiled.parents[1] / name):
+                there.parent.mkdir(exist_ok=True)
+                there.hardlink_to(compiled)
+        return project
 
     def _once(self, kind: str, answers: Mapping[str, str], make: Callable[[Path], Project]) -> Project:
         text = json.dumps([kind, *sorted(resolved(answers).items())])
