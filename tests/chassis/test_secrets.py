@@ -92,6 +92,13 @@ def test_the_directory_may_be_given_by_us_or_by_systemd(start: Start, secrets: P
     assert start.command("check", **env).status == 0
 
 
+@pytest.mark.parametrize("place", ["nowhere", "file", "file/below"])
+def test_a_directory_that_is_none_is_warned_about(start: Start, secrets: Path, place: str) -> None:
+    (secrets / "file").touch()
+    meant = f"warning: APP_SECRETS_DIR: {secrets / place} is no directory: no secret is set\n"
+    assert meant in start.command("check", APP_SECRETS_DIR=str(secrets / place)).err
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -88,6 +88,8 @@ def load(cls: type[T], env: Mapping[str, str]) -> LoadedConfig[T]:
     files = {setting.name: setting.file for setting in settings}
     missing = {file for file in files.values() if file} - walk.secrets.values.keys()
     warnings = [*_unknown_variables(files, env), *_misnamed_files(missing, walk.secrets.directory)]
+    if env.get("APP_SECRETS_DIR") and not walk.secrets.directory.is_dir():
+        warnings.append(Problem("APP_SECRETS_DIR", f"{walk.secrets.directory} is no directory: no secret is set"))
     if walk.problems:
         raise ConfigurationError(walk.problems, warnings)
     return LoadedConfig(config, walk.secrets, settings, warnings)
