@@ -106,7 +106,10 @@ def test_what_is_changed_is_used_everywhere(fork: Path, tmp_path: Path, target: 
     ]
     assert {str(job["runs-on"]) for job in jobs if "runs-on" in job} == {"['self-hosted', 'linux']"}
     compose = yaml.safe_load(texts["compose.yaml"])
-    assert compose["secrets"]["ca"]["file"] == OWN["_ca_bundle"]
+    assert compose["secrets"] == {
+        "ca": {"file": OWN["_ca_bundle"]},
+        **{name: {"environment": name} for name in LOGIN},
+    }
     assert "\n* @acme/platform\n" in texts[".github/CODEOWNERS"]
 
 
