@@ -44,68 +44,82 @@ class Output:
 
     def _reset(self) -> None:
         """Begin with an empty queue; in a forked child the parent's thread is gone, and its lock may be held."""
-        # Re-entrant, because a signal handler may log while its thread is in here.
-        self._lock = threading.RLock()
-        self._queue: deque[bytes] = deque()
+        self._lock = threading.Lock()
+        # New lines, added without the lock; and those that were counted, and wait to be written.
+        self._new, self._queue = deque[bytes](), deque[bytes]()
         self._queued_bytes = 0
         self._thread: threading.Thread | None = None
 
     def queue(self, line: bytes) -> bool:
         """Leave a whole *line*, its end included, to the next `drain`; return whether it is the only one there."""
-        with self._lock:
-            if self._queued_bytes + len(line) > self._queue_bytes:
-                self.lost += 1
-                return False
-            self._queue.append(line)
-            self._queued_bytes += len(line)
-            return len(self._queue) == 1
+        self._new.append(line)
+        return len(self._new) == 1
 
     def write(self, line: bytes) -> None:
         """Write a whole *line*, its end included, now or as soon as the reader allows it."""
-        self.queue(line)
+        self._new.append(line)
         self.drain()
 
     def drain(self) -> None:
         """Write what is in the queue; what the reader has no room for is left to a thread."""
-        is_written = False
-        with self._lock:
-            while self._queue and self._thread is None:
-                # A write of PIPE_BUF bytes can't block when poll() calls a pipe writable (pipe(7)).
-                if len(self._queue[0]) <= select.PIPE_BUF and self._is_writable(0):
-                    is_written = self._put(self._next())
-                else:
-                    self._start_thread()
-            lost = self.lost - self._reported if is_written else 0
-            self._reported += lost
-        if lost:
-            self._on_recovery(lost)
+        # A signal handler may have interrupted whoever has the lock, who takes the new lines as well.
+        while self._new and self._lock.acquire(blocking=False):
+            try:
+                lost = self._write_or_start_thread()
+            finally:
+                self._lock.release()
+            if lost:
+                self._on_recovery(lost)
 
     def flush(self, timeout_s: float) -> None:
         """Write what is in the queue, and wait for its reader, *timeout_s* seconds at most."""
         self.drain()
         deadline = time.monotonic() + timeout_s
-        while self._thread is not None and time.monotonic() < deadline:
+        while (self._new or self._thread is not None) and time.monotonic() < deadline:
             time.sleep(0.005)
 
-    def _start_thread(self) -> None:
-        self._thread = threading.Thread(target=self._drain_slowly, name="output", daemon=True)
-        try:
-            self._thread.start()
-        except RuntimeError:
-            # There are too many threads, or the interpreter ends.
-            self._thread = None
-            self.lost += len(self._queue)
-            self._queue.clear()
-            self._queued_bytes = 0
+    def _write_or_start_thread(self) -> int:
+        """Write what the reader has room for; return how many lines are to be reported as lost."""
+        is_written = False
+        self._count_new()
+        while self._queue and self._thread is None:
+            # A write of PIPE_BUF bytes can't block when poll() calls a pipe writable (pipe(7)).
+            if len(self._queue[0]) <= select.PIPE_BUF and self._is_writable(0):
+                data = self._next()
+                is_written = self._done(data, self._put(data))
+                continue
+            self._thread = threading.Thread(target=self._drain_slowly, name="output", daemon=True)
+            try:
+                self._thread.start()
+            except RuntimeError:
+                # There are too many threads, or the interpreter ends.
+                self._thread = None
+                self._done(self._next(), 0)
+        lost = self.lost - self._reported if is_written else 0
+        self._reported += lost
+        return lost
 
     def _drain_slowly(self) -> None:
         while True:
             with self._lock:
+                self._count_new()
                 if not self._queue:
                     self._thread = None
                     break
                 data = self._next()
-            self._put(data)
+            written = self._put(data)
+            with self._lock:
+                self._done(data, written)
+        self.drain()
+
+    def _count_new(self) -> None:
+        while self._new:
+            line = self._new.popleft()
+            if (size := self._queued_bytes + len(line)) > self._queue_bytes:
+                self.lost += 1
+            else:
+                self._queue.append(line)
+                self._queued_bytes = size
 
     def _next(self) -> bytes:
         """Take as many lines as one write may have out of the queue; a longer line is one by itself."""
@@ -114,8 +128,8 @@ class Output:
             data += self._queue.popleft()
         return data
 
-    def _put(self, data: bytes) -> bool:
-        """Write *data*, and wait for the reader if it must be; return whether that worked. If not, lines are lost."""
+    def _put(self, data: bytes) -> int:
+        """Write *data*, and wait for the reader if it must be; return how many bytes were written."""
         written = 0
         try:
             if self._is_inside_line:
@@ -129,7 +143,10 @@ class Output:
                     self._is_writable(1000)
         except OSError:
             self._is_inside_line = self._is_inside_line or data[:written][-1:] not in (b"", b"\n")
-        with self._lock:
-            self._queued_bytes -= len(data)
-            self.lost += data.count(b"\n", written)
+        return written
+
+    def _done(self, data: bytes, written: int) -> bool:
+        """Take *data* off the books; lines that were not written whole are lost. Return whether all were."""
+        self._queued_bytes -= len(data)
+        self.lost += data.count(b"\n", written)
         return written == len(data)
