@@ -35,7 +35,7 @@ def main() -> None:
         services.register_services,
         create_app,
         services.NON_CRITICAL,
-        # A services.py that is older than these has none.
+        # What services.py need not have.
         commands=getattr(services, "COMMANDS", {}),
         workers=getattr(services, "WORKERS", {}),
 {%- if cookiecutter.tracing == "opentelemetry" %}

@@ -19,7 +19,7 @@ from . import logs, secrets, standard_logging
 from .admin.endpoints import Admin
 from .admin.page import History
 from .admin.server import serve as serve_admin
-from .config import LoadedConfig, Settings, load
+from .config import LoadedConfig, load
 from .errors import ConfigurationError, Problem, use_problems
 from .event_loop import EventLoop, Watchdog
 from .health import Health
@@ -32,6 +32,7 @@ from .output import ensure_standard_streams
 from .service import Service
 from .workers import stop
 
+Sockets = list[socket.socket]
 log = logs.get_logger("service")
 
 
@@ -40,7 +41,7 @@ def serve(service: Service, env: Mapping[str, str], worker: str = "") -> int:
     if (loaded := _prepare(service, env)) is None:
         return os.EX_CONFIG
     config = loaded.config
-    listeners: list[list[socket.socket]] = []
+    listeners: list[Sockets] = []
     for purpose, at in (("HTTP", config.http), ("ADMIN", config.admin)):
         try:
             listeners.append([] if worker and at is config.http else listen(at.host, at.port))
@@ -128,15 +129,10 @@ def _run_to_its_end(lifecycle: Lifecycle, main: Coroutine[Any, Any, int], ended:
 
 
 async def _serve(
-    service: Service,
-    loaded: LoadedConfig[Settings],
-    lifecycle: Lifecycle,
-    env: Mapping[str, str],
-    worker: str,
-    http: list[socket.socket],
-    operations: list[socket.socket],
+    service: Service, loaded: LoadedConfig[Any], lifecycle: Lifecycle, env: Mapping[str, str], worker: str, *at: Sockets
 ) -> int:
     config, version = loaded.config, importlib.metadata.version(service.name)
+    http, operations = at
     event_loop, requests = EventLoop(), RequestsInFlight()
     tracing = service.tracing(service.name, version, env) if service.tracing is not None else None
     lifecycle.requests = lambda: len(requests)
@@ -198,7 +194,7 @@ async def _serve(
     return 1 if cut_off else 0
 
 
-async def _until_stopped(server: Server, sockets: list[socket.socket], lifecycle: Lifecycle) -> bool:
+async def _until_stopped(server: Server, sockets: Sockets, lifecycle: Lifecycle) -> bool:
     """Serve on *sockets* until the stop is done; return whether anything was cut off."""
     serving = asyncio.create_task(server.serve(sockets))
     # A start that is not done yet is called off.
