@@ -1,13 +1,17 @@
 """Traces, as a collector receives them: one through all services, none that a service waits for."""
 
 import os
+import platform
 import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kit.balancers import BALANCERS, FRONT, SLOTS, places
-from kit.collector import Collector, Span
+from kit.collector import Collector, Span, running_rotel
 from kit.project import ROOT, Renders
 from kit.service import Service, ask, free_port, wait_for
 from kit.world import World
@@ -20,6 +24,9 @@ TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "vendor=1"}
 UNSAMPLED = {"traceparent": f"00-{TRACE}-{PARENT}-00"}
 SERVER, CLIENT = 2, 3
+ROTEL = pytest.mark.skipif(
+    sys.version_info >= (3, 14) or platform.machine() != "x86_64", reason="Rotel is not built for it"
+)
 
 
 def ids(line: dict[str, Any]) -> tuple[str, str]:
@@ -30,21 +37,33 @@ def lost(service: Service, reason: str) -> float:
     return service.series()[f'spans_lost_total{{reason="{reason}"}}']
 
 
+@contextmanager
+def straight(collector: Collector, _: Path) -> Iterator[str]:
+    yield collector.endpoint
+
+
+@pytest.mark.parametrize("way", [straight, pytest.param(running_rotel, marks=ROTEL)])
 def test_a_request_through_haproxy_and_two_services_is_one_trace(
-    world: World, collector: Collector, tmp_path: Path
+    world: World,
+    collector: Collector,
+    tmp_path: Path,
+    way: Callable[[Collector, Path], AbstractContextManager[str]],
 ) -> None:
     ports = places()
     at = {"http": ports[SLOTS[0]], "admin": ports[f"1{SLOTS[0]}"]}
-    b = world.start(APP, **collector.settings("b")).ready()
-    a = world.start(APP, ports=at, UPSTREAM=f"http://127.0.0.1:{b.port()}", **collector.settings("a")).ready()
-    with BALANCERS["haproxy"].running(world.project, tmp_path, ports, "/leaf/x"):
-        answer = ask(ports[FRONT], "/call/up?key=canary-query", headers=SAMPLED)
-    assert answer.status == 200, answer.text
 
     def of_the_trace(span: Span) -> bool:
         return span.trace_id == TRACE
 
-    spans = collector.find(of_the_trace, 3)
+    with way(collector, tmp_path / "rotel") as endpoint:
+        to = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
+        b = world.start(APP, **collector.settings("b", **to)).ready()
+        up = f"http://127.0.0.1:{b.port()}"
+        a = world.start(APP, ports=at, UPSTREAM=up, **collector.settings("a", **to)).ready()
+        with BALANCERS["haproxy"].running(world.project, tmp_path, ports, "/leaf/x"):
+            answer = ask(ports[FRONT], "/call/up?key=canary-query", headers=SAMPLED)
+        assert answer.status == 200, answer.text
+        spans = collector.find(of_the_trace, 3)
     (of_a,) = (span for span in spans if (span.service, span.kind) == ("a", SERVER))
     (to_b,) = (span for span in spans if (span.service, span.kind) == ("a", CLIENT))
     (of_b,) = (span for span in spans if (span.service, span.kind) == ("b", SERVER))

@@ -1,16 +1,20 @@
 """A collector that receives spans by OTLP over HTTP, as an exporter sends them; it can hang and refuse."""
 
 import gzip
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from kit.service import LOOPBACK, wait_for
+from kit.readers import running
+from kit.service import LOOPBACK, free_ports, wait_for
+from kit.tools import tool
 
 
 @dataclass(frozen=True)
@@ -109,3 +113,17 @@ def running_collector() -> Iterator[Collector]:
         collector.released.set()
         collector.server.shutdown()
         collector.server.server_close()
+
+
+@contextmanager
+def running_rotel(collector: Collector, log: Path) -> Iterator[str]:
+    """Run Rotel, an OpenTelemetry collector of others, which sends on to *collector*; yield its endpoint."""
+    http, grpc = (f"{LOOPBACK}:{port}" for port in free_ports(2))
+    receives = ("--otlp-http-endpoint", http, "--otlp-grpc-endpoint", grpc, "--disable-batching")
+    sends = ("--otlp-exporter-protocol", "http", "--otlp-exporter-endpoint", collector.endpoint)
+
+    def ready() -> None:
+        socket.create_connection((LOOPBACK, int(http.rpartition(":")[2]))).close()
+
+    with running(tool("rotel"), "start", *receives, *sends, log=log, ready=ready, env={}):
+        yield f"http://{http}"

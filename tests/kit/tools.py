@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,8 @@ TOOLS: Mapping[str, Tool] = {
     "haproxy": Tool(ask=("-v",), lowest=(2, 6), why="what docs/deploy-systemd.md asks for"),
     # Debian keeps it off the PATH, so that several versions can be there.
     "postgres": Tool(files=("usr/lib/postgresql/*/bin/postgres",)),
+    # It needs the library of the Python that it was built for (Debian: libpython3.11).
+    "rotel": Tool(ask=("--version",), files=(f"{sysconfig.get_path('platlib')[1:]}/rotel/rotel-agent",)),
     "systemd-analyze": Tool(ask=("--version",), lowest=(252,), why="what docs/deploy-systemd.md asks for"),
     "libfaketime": Tool(files=("usr/lib/*/faketime/libfaketime.so.1",)),
     "systemd": Tool(files=("usr/lib/systemd/systemd", "lib/systemd/systemd")),
@@ -85,7 +88,9 @@ def look(name: str) -> Path | str:
     wanted = TOOLS.get(name, Tool())
     if wanted.files:
         paths = (path for pattern in wanted.files for path in Path("/").glob(pattern))
-        return next(paths, f"{name} is missing: no file /{' or /'.join(wanted.files)}")
+        if (file := next(paths, None)) is None:
+            return f"{name} is missing: no file /{' or /'.join(wanted.files)}"
+        return wrong(name, str(file), wanted) or file
     program = wanted.program or name
     beside = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     if not (found := shutil.which(program, path=beside)):
@@ -112,7 +117,8 @@ def wrong(name: str, program: str, wanted: Tool) -> str | None:
         return f"{name} does not work: {error}"
     if done.returncode:
         said = " ".join((done.stderr or done.stdout).split())
-        return f"{name} does not work ({wanted.why}): `{question}` says {said[:200]}"
+        why = f" ({wanted.why})" if wanted.why else ""
+        return f"{name} does not work{why}: `{question}` says {said[:200]}"
     if wanted.lowest:
         version = re.search(r"\d+(\.\d+)*", done.stdout + done.stderr)
         if not version:
