@@ -66,7 +66,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Say what was not looked at, and for want of what."""
     reasons: dict[str, Counter[str]] = defaultdict(Counter)
     for report in terminalreporter.stats.get("skipped", ()):
-        reasons[report.longrepr[2].removeprefix("Skipped: ")][report.nodeid.partition("::")[0]] += 1
+        # Hypothesis adds the example to a reason, from the second line on.
+        reason = report.longrepr[2].removeprefix("Skipped: ").partition("\n")[0]
+        reasons[reason][report.nodeid.partition("::")[0]] += 1
     for reason, files in sorted(reasons.items()):
         where = ", ".join(f"{count} in {file}" for file, count in sorted(files.items()))
         terminalreporter.write_line(f"not looked at: {where} ({reason})")

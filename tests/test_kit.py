@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from kit.project import ROOT, Renders
-from kit.tools import look, tool
+from kit.tools import TOOLS, Tool, look, tool
 
 MOST_LINES = 500
 SOURCES = sorted(path for path in (ROOT / "tests").rglob("*.py") if "__pycache__" not in path.parts)
@@ -59,6 +59,21 @@ def test_a_tool_that_does_not_work_is_a_skip_with_its_reason(
     with pytest.raises(pytest.fail.Exception) as failed:
         tool(wanted)
     assert reason in str(failed.value)
+
+
+def test_half_of_a_tool_off_the_path_is_none_either(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = (f"{programs.relative_to('/')}/server",)
+    monkeypatch.setitem(TOOLS, "half", Tool(ask=("--version",), files=files, beside=("setup",)))
+    reasons = []
+    for name, script in (("server", "echo broken; exit 1"), ("setup", ""), ("server", "")):
+        put(programs, name, script)
+        look.cache_clear()
+        reasons.append(look("half"))
+    assert reasons == [
+        f"half does not work: {programs}/server is there without setup",
+        "half does not work: `server --version` says broken",
+        programs / "server",
+    ]
 
 
 def test_a_tool_that_works_is_its_path(programs: Path) -> None:

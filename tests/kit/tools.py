@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -32,6 +31,7 @@ class Tool:
         lowest: The lowest version that will do, if it matters; the program says its own when it is asked.
         why: What that version, or an answer, is needed for.
         files: Patterns below the root folder, for what is no program on the PATH; the first match counts.
+        beside: What must be in the same folder.
     """
 
     program: str = ""
@@ -39,10 +39,11 @@ class Tool:
     lowest: tuple[int, ...] = ()
     why: str = ""
     files: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
 
 # Tools that are not here are looked for by their names alone.
-TOOLS: Mapping[str, Tool] = {
+TOOLS: dict[str, Tool] = {
     "docker": Tool(
         ask=("version", "--format", "{{.Server.Version}}"), why="a client without an engine is none"
     ),
@@ -54,7 +55,9 @@ TOOLS: Mapping[str, Tool] = {
     "git": Tool(ask=("--version",), lowest=(2, 28), why="git init --initial-branch"),
     "haproxy": Tool(ask=("-v",), lowest=(2, 6), why="what docs/deploy-systemd.md asks for"),
     # Debian keeps it off the PATH, so that several versions can be there.
-    "postgres": Tool(files=("usr/lib/postgresql/*/bin/postgres",)),
+    "postgres": Tool(
+        ask=("--version",), files=("usr/lib/postgresql/*/bin/postgres",), beside=("initdb", "psql")
+    ),
     # It needs the library of the Python that it was built for (Debian: libpython3.11).
     "rotel": Tool(ask=("--version",), files=(f"{sysconfig.get_path('platlib')[1:]}/rotel/rotel-agent",)),
     "systemd-analyze": Tool(ask=("--version",), lowest=(252,), why="what docs/deploy-systemd.md asks for"),
@@ -88,9 +91,12 @@ def look(name: str) -> Path | str:
     wanted = TOOLS.get(name, Tool())
     if wanted.files:
         paths = (path for pattern in wanted.files for path in Path("/").glob(pattern))
-        if (file := next(paths, None)) is None:
+        path = next(paths, None)
+        if not path:
             return f"{name} is missing: no file /{' or /'.join(wanted.files)}"
-        return wrong(name, str(file), wanted) or file
+        if lacking := [each for each in wanted.beside if not (path.parent / each).exists()]:
+            return f"{name} does not work: {path} is there without {' and '.join(lacking)}"
+        return wrong(name, str(path), wanted) or path
     program = wanted.program or name
     beside = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     if not (found := shutil.which(program, path=beside)):
