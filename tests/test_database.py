@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from kit.guests import Guests
 from kit.postgres import Postgres, running_postgres
-from kit.project import Project, Renders
+from kit.project import FRAMEWORKS, Project, Renders
 from kit.service import Service, clean_environment, wait_for
 
 pytestmark = pytest.mark.slow
@@ -17,8 +17,9 @@ JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture(scope="module")
-def project(renders: Renders) -> Project:
-    return renders.with_environment(database="postgresql")
+def project(request: pytest.FixtureRequest, renders: Renders) -> Project:
+    framework = getattr(request, "param", FRAMEWORKS[0])
+    return renders.with_environment(web_framework=framework, database="postgresql")
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,7 @@ def test_a_password_is_rotated_under_load(migrated: Start, postgres: Postgres, s
     assert service.stop() == 0
 
 
+@pytest.mark.parametrize("project", FRAMEWORKS, indirect=True)
 def test_a_wrong_password_is_an_error_in_time(start: Start, secrets: Path) -> None:
     (secrets / "db_password").write_text("wrong-password")
     service = start(APP_DB_CONNECT_TIMEOUT="1").ready()

@@ -16,8 +16,8 @@ from kit.tools import tool
 pytestmark = pytest.mark.slow
 
 JSON = {"Content-Type": "application/json"}
-# The programs are PostgreSQL 18's, of the wheel that the service's own tests use. What is around them does what
-# the official image's documentation says of its variables, its folder and its users.
+# The programs are PostgreSQL 18's, of the wheel that the service's own tests use. What is around them does
+# what the official image's documentation says of its variables, its folder and its users.
 DOCKERFILE = """\
 FROM {base}
 COPY --chmod=755 entrypoint /
