@@ -96,7 +96,7 @@ def test_systemd_takes_the_migration_which_is_as_closed_as_the_service(
     instance.symlink_to("my-service@.service")
 
     def analyze(verb: str, *options: str) -> tuple[int, bool, str]:
-        command = (tool("systemd-analyze"), verb, "--no-pager", *options, str(instance))
+        command = (str(tool("systemd-analyze")), verb, "--no-pager", *options, str(instance))
         env = clean_environment(SYSTEMD_UNIT_PATH=f"{folder}:", SYSTEMD_COLORS="0")
         done = subprocess.run(command, env=env, capture_output=True, text=True)
         return done.returncode, instance.name in done.stderr, done.stdout + done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
@@ -45,7 +46,7 @@ def test_the_command_line_knows_every_format(start: Start) -> None:
 def test_every_setting_is_there_in_the_order_of_the_classes_with_its_help(format: str) -> None:
     content = "\n".join(made(format).values())
     labels = [setting.label for setting in describe(Config, {})]
-    if format in {"confd", "consul-template", "envsubst", "envconsul"}:
+    if format in {"json-schema", "confd", "consul-template", "envsubst", "envconsul"}:
         # Their secrets come after the settings, or not at all.
         labels = [label for label in labels if label.isupper()]
         if format == "confd":
@@ -57,7 +58,7 @@ def test_every_setting_is_there_in_the_order_of_the_classes_with_its_help(format
     assert "what to call it" in content
 
 
-@pytest.mark.parametrize("format", sorted(FORMATS.keys() - {"text", "json", "markdown"}))
+@pytest.mark.parametrize("format", sorted(FORMATS.keys() - {"text", "json", "json-schema", "markdown"}))
 def test_defaults_are_there_and_what_is_required_is_marked(format: str) -> None:
     lines = "\n".join(made(format).values()).splitlines()
     required = lines[lines.index("# what to call it") + 1]
@@ -207,6 +208,14 @@ def test_confd_finds_the_template_and_a_key_for_each_setting() -> None:
         "/" + each.name.lower().replace("_", "/") for each in describe(Config, {}) if each.file is None
     ]
     assert all(key.startswith(tuple(resource["keys"])) for key in keys)
+
+
+def test_the_schema_wants_what_is_required_and_knows_all_names() -> None:
+    schema = json.loads(one("json-schema"))
+    assert schema["required"] == ["APP_PROBE_NAME"]
+    assert schema["properties"]["APP_PROBE_FLAG"]["default"] == "false"
+    assert schema["propertyNames"]["anyOf"][0]["enum"] == list(schema["properties"])
+    assert "APP_PROBE_PASSWORD" not in schema["properties"]
 
 
 @pytest.mark.parametrize(("format", "name"), [("direnv", ".envrc"), ("envsubst", "probe.env.sh")])

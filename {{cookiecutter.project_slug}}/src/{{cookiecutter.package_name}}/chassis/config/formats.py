@@ -132,8 +132,26 @@ def _text(document: SettingsDocument) -> Files:
 
 def _json(document: SettingsDocument) -> Files:
     """Every setting with all that is known of it, for tools."""
-    rows = [setting._asdict() for setting in document.settings]
-    return {"settings.json": printable(json.dumps(rows, indent=2, default=str, ensure_ascii=False)) + "\n"}
+    return {"settings.json": _as_json([setting._asdict() for setting in document.settings])}
+
+
+def _json_schema(document: SettingsDocument) -> Files:
+    """A JSON schema of the environment: for a ConfigMap's data, or Compose's environment, before it is deployed."""
+    variables = [setting for setting in document.settings if setting.file is None]
+    properties = {setting.name: {"type": "string", "description": setting.help} for setting in variables}
+    for setting in variables:
+        if setting.default is not None:
+            properties[setting.name]["default"] = as_text(setting.default)
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"Environment of {document.name}",
+        "type": "object",
+        "properties": properties,
+        "required": [setting.name for setting in variables if setting.always_required],
+        # Variables of others may be there, but no misspelt ones, and no secrets, which are files.
+        "propertyNames": {"anyOf": [{"enum": list(properties)}, {"not": {"pattern": "^APP_"}}]},
+    }
+    return {"settings.schema.json": _as_json(schema)}
 
 
 def _markdown(document: SettingsDocument) -> Files:
@@ -145,6 +163,10 @@ def _markdown(document: SettingsDocument) -> Files:
         meaning = setting.help.replace("|", "&#124;")
         table += f"| {name} | {'required' if setting.required else default} | {meaning} |\n"
     return {"settings.md": table}
+
+
+def _as_json(value: object) -> str:
+    return printable(json.dumps(value, indent=2, default=str, ensure_ascii=False)) + "\n"
 
 
 def _bare(value: str) -> str:
@@ -192,7 +214,7 @@ QUOTES: dict[str, Callable[[str], str]] = {
 }
 TEXTS = _read()
 FORMATS: dict[str, Callable[[SettingsDocument], Files]] = {
-    **{"text": _text, "json": _json, "markdown": _markdown},
+    **{"text": _text, "json": _json, "json-schema": _json_schema, "markdown": _markdown},
     **TEXTS,
     "confd": _confd,
 }
