@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 TEMPLATE = Path(__file__).parents[1]
-START_SECONDS = 60
+START_SECONDS = 180
 # Clients that keep to a rate.
 WORKERS = 16
 
@@ -163,8 +163,8 @@ def connections(process: int) -> int:
 
 def cpu_seconds(process: int) -> float:
     """Return what a process has used so far, all its threads together."""
-    after_name = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
+    # What clock_getcpuclockid(3) returns on Linux. /proc/PID/stat has hundredths of a second only.
+    return time.clock_gettime(~process << 3 | 2)
 
 
 def proportional_memory(process: int) -> int:
