@@ -189,7 +189,8 @@ class Renders:
     def copy(self, into: Path, answers: Mapping[str, str]) -> Project:
         """Copy the one render of these answers, which costs much less than to render again."""
         project = self.get(**answers)
-        return Project(Path(shutil.copytree(project.path, into / project.name)), project.answers)
+        shutil.copytree(project.path, into / project.name, symlinks=True)
+        return Project(into / project.name, project.answers)
 
     def with_environment(self, **answers: str) -> Project:
         """Return the one render of these answers that has its environment; not to be changed."""
