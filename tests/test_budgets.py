@@ -13,9 +13,9 @@ from kit.imports import circle, graph, modules
 from kit.project import FRAMEWORKS, ROOT, TARGETS, Project, Renders
 
 # What there is today, so that it only shrinks. The aims: 80 files, 4,700 lines, 2,900 lines of chassis.
-MOST_FILES = 80
-MOST_LINES = 6345
-MOST_LINES_OF_CHASSIS = 4399
+MOST_FILES = 79
+MOST_LINES = 6102
+MOST_LINES_OF_CHASSIS = 4115
 # What the answer systemd adds to the chassis.
 MOST_LINES_FOR_SYSTEMD = 60
 MOST_LINES_OF_ITS_TESTS = 450
