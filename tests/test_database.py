@@ -8,7 +8,7 @@ import pytest
 from kit.guests import Guests
 from kit.postgres import Postgres, running_postgres
 from kit.project import FRAMEWORKS, Project, Renders
-from kit.service import Service, clean_environment, wait_for
+from kit.service import Asking, Service, clean_environment, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -172,6 +172,21 @@ def test_a_pool_that_is_used_up_is_said_and_measured(migrated: Start, postgres: 
         "All connections to the database are in use."
     }
     assert not load.failures, load.failures[0]
+    assert service.stop() == 0
+
+
+def test_a_request_waits_longer_for_a_lock_than_a_migration(migrated: Start, postgres: Postgres) -> None:
+    service = migrated(APP_DB_LOCK_TIMEOUT="0.1", APP_DB_STATEMENT_TIMEOUT="60").ready()
+    database = postgres.sql("select datname from pg_database where datname like 'd%' order by 1 desc")[0]
+    waiting = "from pg_stat_activity where wait_event_type = 'Lock' and now() - query_start > '1 s'"
+    with postgres.locked("guests", database, "exclusive"):
+        request = Asking(service, "/greetings", method="POST", headers=JSON, body='{"name": "Ada"}')
+        wait_for(
+            lambda: postgres.sql(f"select count(*) {waiting}") == ["1"], "a request that waits for a lock"
+        )
+    request.join()
+    assert request.answer is not None
+    assert request.answer.status == 200
     assert service.stop() == 0
 
 

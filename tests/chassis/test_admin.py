@@ -275,7 +275,7 @@ def test_json_of_the_admin_port_is_json(probe: Service) -> None:
 
 
 def test_a_default_of_any_class_can_be_shown() -> None:
-    assert json.loads(reply({"default": Path("x")}).body) == {"default": "x"}
+    assert json.loads(bytes(reply({"default": Path("x")}).body)) == {"default": "x"}
 
 
 def test_idle_threads_of_a_pool_are_shown_once() -> None:

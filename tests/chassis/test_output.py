@@ -94,9 +94,7 @@ def test_lines_that_do_not_fit_are_counted_and_reported(pipe: Pipe) -> None:
     assert told == []
     kept = LINES[: len(LINES) - output.lost]
     assert pipe.read_until(kept[-1]) == before + b"".join(kept)
-    output.flush(10)
-    assert told == []
-    output.write(b"at once again\n")
+    wait_for(lambda: told)
     assert told == [output.lost]
 
 

@@ -53,10 +53,11 @@ def test_nobody_reads_and_then_somebody_does(world: World, tmp_path: Path) -> No
                 lambda: [line for line in lines() if line["event"] == "log lines lost"],
                 "a line that counts the lost ones",
             )
-            assert told["lost"] == missing
+            # The last lines of requests were on their way to the queue when it was asked.
+            assert told["lost"] == (missed := lost(service)) >= missing
             behaved.asks()
             written = [line for line in lines() if line["event"] == "request"]
-            assert len(written) >= REQUESTS - missing
+            assert len(written) >= REQUESTS - missed
             service.signal(signal.SIGTERM)
             assert service.wait(20) == 0
             wait_for(lambda: lines()[-1]["event"] == "stopped", "the last line")
@@ -83,7 +84,7 @@ def test_the_disk_is_full(world: World) -> None:
     behaved = Behaved(service)
     for _ in range(50):
         behaved.asks()
-    assert lost(service) >= 50
+    wait_for(lambda: lost(service) >= 50, "the count of the lines of all requests")
     began = time.monotonic()
     service.signal(signal.SIGTERM)
     assert service.wait(20) == 0

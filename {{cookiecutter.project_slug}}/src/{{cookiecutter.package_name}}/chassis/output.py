@@ -26,7 +26,7 @@ class Output:
     """Writes lines to the file *descriptor*, from any thread and from signal handlers; it leaves its mode alone.
 
     Args:
-        on_recovery: Called with the number of lost lines when a line has been written at once again.
+        on_recovery: Called with the number of lost lines when lines can be written again.
         queue_bytes: Bytes that may wait for the reader.
     """
 
@@ -79,7 +79,7 @@ class Output:
             time.sleep(0.005)
 
     def _write_or_start_thread(self) -> int:
-        """Write what the reader has room for; return how many lines are to be reported as lost."""
+        """Write what the reader has room for, or start the thread; return how many lines are to be reported as lost."""
         is_written = False
         self._count_new()
         while self._queue and self._thread is None:
@@ -95,22 +95,29 @@ class Output:
                 # There are too many threads, or the interpreter ends.
                 self._thread = None
                 self._done(self._next(), 0)
-        lost = self.lost - self._reported if is_written else 0
-        self._reported += lost
-        return lost
+        return self._unreported(is_written)
 
     def _drain_slowly(self) -> None:
+        is_written = False
         while True:
             with self._lock:
                 self._count_new()
                 if not self._queue:
-                    self._thread = None
+                    self._thread, lost = None, self._unreported(is_written)
                     break
                 data = self._next()
             written = self._put(data)
             with self._lock:
-                self._done(data, written)
+                is_written = self._done(data, written)
+        if lost:
+            self._on_recovery(lost)
         self.drain()
+
+    def _unreported(self, is_written: bool) -> int:
+        """Return how many lines are to be reported as lost, once: there are none while lines can't be written."""
+        lost = self.lost - self._reported if is_written else 0
+        self._reported += lost
+        return lost
 
     def _count_new(self) -> None:
         while self._new:
