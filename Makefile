@@ -3,7 +3,7 @@
 
 VENV := .venv/bin
 # Two for each core of a small machine: the tests wait for processes as long as they work.
-WORKERS := 4
+WORKERS := 3
 
 demo: .venv/ready  ## bake the default service and run it
 	@$(VENV)/python scripts/demo.py
