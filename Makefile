@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := test
 
 VENV := .venv/bin
-# Two for each core of a small machine: the tests wait for processes as long as they work.
+# More than a small machine has cores: the tests wait for processes as long as they work.
 WORKERS := 3
 
 demo: .venv/ready  ## bake the default service and run it
