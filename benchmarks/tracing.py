@@ -85,7 +85,7 @@ def instructions(service: Running, folder: Path) -> float:
         control("--dump")
         while True:
             newest = max(folder.rglob("counted.*.*"), key=lambda path: int(path.name.rpartition(".")[2]))
-            # It is written while we read.
+            # Callgrind writes it while we read, and has no signal for its end.
             if found := re.findall(
                 r"^(?:summary|totals): (\d+)", newest.read_text(errors="replace"), flags=re.M
             ):

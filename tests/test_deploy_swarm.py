@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -285,7 +286,7 @@ def test_a_worker_beside_the_service_runs_and_ends_its_job_when_it_is_replaced(s
     stack.settled(2, "one", "jobs")
     first = [one["Id"] for one in stack.running("jobs")]
     for container in first:
-        stack.wait(lambda c=container: events(stack, c, "begun"), "a job")  # type: ignore[misc]
+        stack.wait(partial(events, stack, container, "begun"), "a job")
     stack.engine.do("service", "update", "--detach", "--force", f"{stack.name}_jobs")
     stack.wait(lambda: not {one["Id"] for one in stack.running("jobs")} & {*first}, "other workers")
     stack.settled(2, "one", "jobs")
@@ -296,7 +297,7 @@ def test_a_worker_beside_the_service_runs_and_ends_its_job_when_it_is_replaced(s
     second = [one["Id"] for one in stack.running("jobs")]
     followers = [following(stack, container) for container in second]
     for container in second:
-        stack.wait(lambda c=container: events(stack, c, "begun"), "a job")  # type: ignore[misc]
+        stack.wait(partial(events, stack, container, "begun"), "a job")
     stack.engine.do("service", "rm", f"{stack.name}_jobs")
     for follower in followers:
         ended_its_job(follower.communicate(timeout=60)[0])

@@ -126,7 +126,7 @@ class _Walk:
         if len(self.problems) == before:
             try:
                 return cls(**given)
-            except Exception as error:
+            except Exception as error:  # A team's class may raise anything.
                 self._add(label, _reason(error))
         return attrs.NOTHING
 
@@ -160,7 +160,7 @@ class _Walk:
                         more = (instance, field) if isinstance(field.converter, attrs.Converter) else ()
                         convert: Any = field.converter or (lambda value: value)
                         object.__setattr__(instance, field.name, convert(value, *more))
-                except Exception as error:
+                except Exception as error:  # So may its converters and validators.
                     # A validator may look at another field, which has no value if that one is the problem.
                     if not (isinstance(error, AttributeError) and error.obj is instance):
                         shown = repr(value) if field.name in given else f"its default {value!r}"
