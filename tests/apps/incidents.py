@@ -59,6 +59,8 @@ async def misbehave(kind: str) -> None:
         sys.exit(int(code) if code.isdigit() else code or None)
     elif kind == "interrupt":
         raise KeyboardInterrupt
+    elif kind == "stop":
+        asyncio.get_running_loop().stop()
     elif kind == "raise":
         raise RuntimeError("it went wrong")
     elif kind:

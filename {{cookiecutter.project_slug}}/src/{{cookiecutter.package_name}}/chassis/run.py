@@ -105,7 +105,7 @@ def _log_problems(problems: list[Problem], warnings: list[Problem]) -> None:
 
 
 def _run_to_its_end(lifecycle: Lifecycle, main: Coroutine[Any, Any, int], ended: str, **about: str) -> int:
-    """Run *main*, and drain when a task or a callback calls `sys.exit`, which leaves the event loop at once."""
+    """Run *main*, and drain when a task or a callback calls `sys.exit` or `loop.stop`, which ends the loop at once."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         loop, status = runner.get_loop(), 0
         lifecycle.install(loop)
@@ -113,7 +113,9 @@ def _run_to_its_end(lifecycle: Lifecycle, main: Coroutine[Any, Any, int], ended:
         while not task.done():
             try:
                 status = loop.run_until_complete(task) or lifecycle.status or 0
-            except (SystemExit, KeyboardInterrupt) as error:
+            except (SystemExit, KeyboardInterrupt, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and task.done():
+                    raise  # It is *main* that has failed.
                 status = exit_status(error)
                 log.critical("exit requested", status=status, exc_info=error)
                 lifecycle.status = status if lifecycle.status is None else lifecycle.status
