@@ -62,7 +62,8 @@ def test_a_slot_ends_when_its_time_is_over(watched: Watched, monkeypatch: pytest
     assert not watched.history.slots
     monkeypatch.setattr(admin_page, "SLOT_S", 0.0)
     asyncio.run(beat(0.05))
-    [slot] = watched.history.slots
+    # Added by a thread of its own.
+    [slot] = wait_for(lambda: list(watched.history.slots), "the slot")
     assert slot[4] == 100
 
 

@@ -18,6 +18,7 @@ from my_service.chassis.config import load
 from my_service.chassis.errors import ConfigurationError, SecretNotSetError
 from my_service.chassis.secrets import Secret, Secrets, Values, watch
 
+from .incidents import launch
 from .start import Start
 
 FAILED = "secrets reload failed"
@@ -302,3 +303,13 @@ def test_a_secrets_value_is_in_no_problem_of_another_setting(secrets: Path) -> N
         load(Config, env)
     assert "hunter2" not in str(raised.value)
     assert "APP_HTTP_PORT: '<secret>' is not accepted" in str(raised.value)
+
+
+def test_a_service_whose_own_threads_all_hang_takes_over_a_new_secret(start: Start, secrets: Path) -> None:
+    (secrets / "admin_token").write_text("before")
+    process = launch(start, APP_SECRETS_REFRESH="0.2").ready()
+    # asyncio's own pool has 32 threads at most.
+    assert {process.status("/executor") for _ in range(40)} == {200}
+    (secrets / "admin_token").write_text("after")
+    assert process.line("secrets reloaded")["secrets"] == ["admin_token"]
+    process.kill()

@@ -8,12 +8,14 @@ import json
 import stat
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import quote, quote_plus
 
 from .errors import SecretNotSetError
 from .logs import get_logger
+from .stacks import run_in_thread
 
 MAX_FILE_BYTES = 1024 * 1024  # No secret is larger, but a file that was mounted by mistake may be.
 MIN_REDACTED_CHARACTERS = 4  # Shorter values are parts of ordinary words.
@@ -44,7 +46,7 @@ class Secret:
     async def refused(self) -> bool:
         """Read all secrets again now, because a server has refused this one; return whether it is another since."""
         before = self.reveal()
-        await asyncio.to_thread(self._secrets.reload)
+        await asyncio.wrap_future(run_in_thread("secrets", self._secrets.reload))
         return self.reveal() != before
 
     def __repr__(self) -> str:
@@ -149,4 +151,5 @@ async def watch(secrets: Secrets, every: float, hangup: asyncio.Event, fixed: li
         hangup.clear()
         if asked and fixed:  # The environment's file may have changed, but a process keeps what it started with.
             log.info("settings need restart", settings=fixed, hint="they are from the environment at the start")
-        await asyncio.to_thread(secrets.reload, asked=asked)
+        # Not to_thread(): a service whose own calls hang may have no thread left there.
+        await asyncio.wrap_future(run_in_thread("secrets", partial(secrets.reload, asked=asked)))

@@ -3,10 +3,10 @@
 It shows the last ten minutes, in fixed memory, to whoever has no Prometheus at hand.
 """
 
-import asyncio
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from html import escape
 from importlib import resources
 from string import Template
@@ -15,6 +15,7 @@ from ..health import Health, Report
 from ..lifecycle import Lifecycle
 from ..lines import timestamp
 from ..metrics import DURATION_BUCKETS, Metrics
+from ..stacks import run_in_thread
 
 SLOT_S, SLOTS = 10.0, 60
 # When it ended, by the clock that nobody sets; requests and errors a second; p99 and lag in milliseconds.
@@ -46,7 +47,7 @@ class History:
         if (took_s := time.monotonic() - self._began) >= SLOT_S:
             lag_s, self._lag_s, self._began = self._lag_s, 0.0, self._began + took_s
             # Many routes have many figures: the event loop does not wait until they are added up.
-            asyncio.get_running_loop().run_in_executor(None, self.end_slot, took_s, lag_s)
+            run_in_thread("history", partial(self.end_slot, took_s, lag_s))
 
     def end_slot(self, took_s: float, lag_s: float) -> None:
         """Add a slot of *took_s* seconds, in which the event loop was late by *lag_s* at most."""
