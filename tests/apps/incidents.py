@@ -126,6 +126,12 @@ async def executor(request: Request) -> Response:
     return PlainTextResponse("ok")
 
 
+async def no_threads(request: Request) -> Response:
+    """Let no thread start any more, as on a machine that has none left; with `again`, let them."""
+    threading.stack_size(0 if "again" in request.query_params else 2**47)
+    return PlainTextResponse("ok")
+
+
 async def thread(request: Request) -> Response:
     threading.Thread(target=time.sleep, args=(LONG,), name="sleeper").start()
     return PlainTextResponse("ok")
@@ -257,6 +263,7 @@ def routes(registry: svcs.Registry) -> list[BaseRoute]:
         thread_behind,
         task_behind,
         executor,
+        no_threads,
         thread,
         at_exit,
         pool,

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import re
+import threading
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -65,6 +66,20 @@ def test_a_slot_ends_when_its_time_is_over(watched: Watched, monkeypatch: pytest
     # Added by a thread of its own.
     [slot] = wait_for(lambda: list(watched.history.slots), "the slot")
     assert slot[4] == 100
+
+
+def test_where_no_thread_can_start_a_slot_is_missing_and_nothing_else(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin_page, "SLOT_S", 0.0)
+    usual = threading.stack_size(2**47)
+    try:
+        watched.history.beat(0.05)
+    finally:
+        threading.stack_size(usual)
+    assert not watched.history.slots
+    watched.history.beat(0.05)
+    wait_for(lambda: len(watched.history.slots) == 1, "the next slot")
 
 
 def test_it_takes_no_more_memory_however_long_it_runs(watched: Watched) -> None:

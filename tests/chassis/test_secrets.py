@@ -313,3 +313,16 @@ def test_a_service_whose_own_threads_all_hang_takes_over_a_new_secret(start: Sta
     (secrets / "admin_token").write_text("after")
     assert process.line("secrets reloaded")["secrets"] == ["admin_token"]
     process.kill()
+
+
+def test_where_no_thread_can_start_a_reload_fails_and_the_next_one_does_not(
+    start: Start, secrets: Path
+) -> None:
+    (secrets / "admin_token").write_text("before")
+    process = launch(start, APP_SECRETS_REFRESH="0.2").ready()
+    process.ask("/no_threads")
+    assert "can't start new thread" in process.line(FAILED)["error"]
+    (secrets / "admin_token").write_text("after")
+    process.ask("/no_threads?again")
+    assert process.line("secrets reloaded")["secrets"] == ["admin_token"]
+    process.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import http.client
@@ -116,6 +117,25 @@ def test_nothing_that_goes_wrong_in_a_look_ends_the_watchdog(monkeypatch: pytest
     watchdog = Watchdog(event_loop, 1, fail)
     wait_for(lambda: len(looks) > 2)
     watchdog.stop()
+
+
+def test_an_observer_that_fails_does_not_end_the_heartbeat() -> None:
+    def fail(lag_s: float) -> None:
+        beats.append(lag_s)
+        raise RuntimeError("a log handler of the team's")
+
+    async def beat() -> bool:
+        event_loop = EventLoop()
+        task = asyncio.create_task(event_loop.run(fail))
+        while len(beats) < 3 and not task.done():
+            await asyncio.sleep(0.01)
+        # Without a loop it would never be called late, and a stuck service healthy.
+        has_loop = event_loop.loop is not None
+        task.cancel()
+        return has_loop
+
+    beats: list[float] = []
+    assert asyncio.run(beat())
 
 
 def test_looking_takes_no_more_memory_however_often() -> None:

@@ -47,7 +47,9 @@ class EventLoop:
                 await asyncio.sleep(self._beat + BEAT_S - time.monotonic())
                 lag = self.stalled()
                 for observe in observers:
-                    observe(lag)
+                    # Whatever goes wrong in one, such as a team's log handler, the next beat must come.
+                    with contextlib.suppress(Exception):
+                        observe(lag)
                 self._beat = time.monotonic()
         finally:
             self.loop = None

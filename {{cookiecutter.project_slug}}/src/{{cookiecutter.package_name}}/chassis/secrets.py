@@ -151,5 +151,7 @@ async def watch(secrets: Secrets, every: float, hangup: asyncio.Event, fixed: li
         hangup.clear()
         if asked and fixed:  # The environment's file may have changed, but a process keeps what it started with.
             log.info("settings need restart", settings=fixed, hint="they are from the environment at the start")
-        # Not to_thread(): a service whose own calls hang may have no thread left there.
-        await asyncio.wrap_future(run_in_thread("secrets", partial(secrets.reload, asked=asked)))
+        try:  # Not to_thread(): a service whose own calls hang may have no thread left there.
+            await asyncio.wrap_future(run_in_thread("secrets", partial(secrets.reload, asked=asked)))
+        except RuntimeError as error:
+            log.error("secrets reload failed", error=str(error), hint="the old ones stay in use")

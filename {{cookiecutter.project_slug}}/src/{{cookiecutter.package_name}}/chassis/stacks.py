@@ -21,7 +21,10 @@ ASYNCIO = re.compile(r"[/\\]asyncio[/\\]\w+\.py:")
 
 
 def run_in_thread(name: str, function: Callable[[], T]) -> Future[T]:
-    """Run *function* on a new daemon thread. On a pool's thread, one that hangs would hold the pool and the exit."""
+    """Run *function* on a new daemon thread; the future has the RuntimeError if the machine has none left.
+
+    On a pool's thread, a function that hangs would hold the pool and the exit.
+    """
     future: Future[T] = Future()
     # A thread can't be cancelled, so its future must not be either.
     future.set_running_or_notify_cancel()
@@ -32,7 +35,10 @@ def run_in_thread(name: str, function: Callable[[], T]) -> Future[T]:
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=run, name=name, daemon=True).start()
+    try:
+        threading.Thread(target=run, name=name, daemon=True).start()
+    except RuntimeError as error:
+        future.set_exception(error)
     return future
 
 
