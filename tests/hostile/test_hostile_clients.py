@@ -377,6 +377,12 @@ def test_used_up_descriptors_cost_newcomers_only(world: World, files: int) -> No
     behaved.asks()
     leaking = behaved.asks()
     assert leaking < 20
+    # A probe that can't be accepted is waited with, and not asked for all the time.
+    probe = service.dial("admin")
+    began = service.cpu_seconds()
+    time.sleep(4)
+    assert service.cpu_seconds() - began < 0.6
+    probe.close()
     with service.dial() as hopeful:
         hopeful.sendall(b"GET /leak?back=1 HTTP/1.1\r\nHost: x\r\n\r\n")
         freed = some(hopeful, 0.5)

@@ -4,6 +4,7 @@ import contextlib
 import re
 import socket
 import threading
+import time
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, cast
@@ -43,6 +44,14 @@ class _Server(ThreadingHTTPServer):
         self.socket, self.admin = sock, admin
         # The clients that have a thread, oldest first.
         self._clients: list[socket.socket] = []
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().get_request()
+        except OSError:
+            # There is no descriptor left, but a client waits: at once, it would be the same again.
+            time.sleep(0.1)
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if len(self._clients) >= MAX_THREADS:
