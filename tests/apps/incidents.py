@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -94,6 +94,9 @@ def register(registry: svcs.Registry, config: Config) -> None:
     if config.incident.register == "block":
         log.info("misbehaving", kind="block")
         time.sleep(LONG)
+    if config.incident.register == "observe":
+        with svcs.Container(registry) as services:
+            services.get(Lifecycle).observe(lambda state: [][0])
     registry.register_value(Closing, Closing(), on_registry_close=close)
 
 
@@ -119,6 +122,31 @@ async def thread_behind(request: Request) -> Response:
 
 async def task_behind(request: Request) -> Response:
     return PlainTextResponse("ok", background=BackgroundTask(asyncio.sleep, LONG))
+
+
+class Odd(Coroutine[Any, Any, None]):
+    """A coroutine as a compiled library may make one: who asks it for its frame gets an error."""
+
+    def __init__(self) -> None:
+        self._inner: Any = asyncio.sleep(LONG)
+
+    def send(self, value: Any) -> Any:
+        return self._inner.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        return self._inner.throw(*error)
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        yield from self._inner.__await__()
+
+    @property
+    def cr_frame(self) -> object:
+        raise RuntimeError("no frame")
+
+
+async def odd_task(request: Request) -> Response:
+    kept.append(asyncio.create_task(Odd()))
+    return PlainTextResponse("ok")
 
 
 async def executor(request: Request) -> Response:
@@ -264,6 +292,7 @@ def routes(registry: svcs.Registry) -> list[BaseRoute]:
         task_behind,
         executor,
         no_threads,
+        odd_task,
         thread,
         at_exit,
         pool,

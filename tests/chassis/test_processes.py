@@ -37,6 +37,15 @@ def test_work_that_goes_on_is_cut_off_in_time_and_counted(start: Start, path: st
     assert "draining" in events(process)
 
 
+def test_the_exit_is_bounded_though_what_is_cut_off_can_not_be_described(start: Start) -> None:
+    process = launch(start).ready()
+    assert process.ask("/odd_task").status == 200
+    request = Asking(process, "/block?s=60")
+    process.line("misbehaving")
+    assert stopped(process) == 1, process.said()
+    request.join()
+
+
 @pytest.mark.parametrize(
     ("path", "sign"), [("/at_exit", "stopped"), ("/thread", "stopped"), ("/block?s=60", "")]
 )
@@ -82,6 +91,15 @@ def test_an_exit_in_the_event_loop_drains_and_keeps_its_status(start: Start, pat
         if event in ("draining", "lifespan closing", "registry closing", "stopped")
     ]
     assert order == ["draining", "lifespan closing", "registry closing", "stopped"]
+
+
+def test_an_observer_of_the_teams_that_fails_is_logged_and_holds_nothing_up(start: Start) -> None:
+    process = launch(start, APP_INCIDENT_REGISTER="observe").ready()
+    assert process.status("/-/ready", "admin") == 200
+    assert stopped(process) == 0, process.said()
+    assert [line["state"] for line in process.lines("observer failed")] == ["ready", "draining", "stopped"]
+    assert "IndexError" in process.line("observer failed")["exception"]
+    assert {"lifespan closing", "registry closing"} <= set(events(process))
 
 
 def test_an_exit_in_a_thread_ends_the_thread_alone(start: Start) -> None:

@@ -89,7 +89,10 @@ class Lifecycle:
         if list(State).index(state) > list(State).index(self.state):
             self.state = state
             for callback in self._observers:
-                callback(state)
+                try:
+                    callback(state)
+                except Exception as error:
+                    log.error("observer failed", state=state, exc_info=error)
 
     def stop(self, reason: str, *, status: int | None = None, at_once: bool = False) -> None:
         """Begin to drain, and end with *status*; *at_once*: without the delay."""
@@ -160,16 +163,18 @@ class Lifecycle:
         """End the process when its time is over, whatever threads, tasks and exit handlers still wait for."""
         self._stopping.get()
         time.sleep(max(0.0, self._deadline - time.monotonic()))
-        tasks = asyncio.all_tasks(self._loop) if self._loop is not None else set()
-        threads = [thread for thread in threading.enumerate() if not thread.daemon and thread.ident is not None]
-        log.error(
-            "stop timed out",
-            requests=self.requests(),
-            tasks=dict(Counter(str(where(await_chain(task))) for task in tasks)),
-            threads={thread.name: where(thread_stack(thread.ident or 0)) for thread in threads},
-            hint="what is named here was cut off",
-        )
-        exit_now(self.status or 1)
+        try:
+            tasks = asyncio.all_tasks(self._loop) if self._loop is not None else set()
+            threads = [thread for thread in threading.enumerate() if not thread.daemon and thread.ident is not None]
+            log.error(
+                "stop timed out",
+                requests=self.requests(),
+                tasks=dict(Counter(str(where(await_chain(task))) for task in tasks)),
+                threads={thread.name: where(thread_stack(thread.ident or 0)) for thread in threads},
+                hint="what is named here was cut off",
+            )
+        finally:
+            exit_now(self.status or 1)
 
 
 async def run_lifespan(app: ASGIApp, lifecycle: Lifecycle, scope: Scope, receive: Receive, send: Send) -> None:
