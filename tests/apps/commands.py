@@ -36,6 +36,13 @@ async def fail(arguments: Namespace, config: probe.Config, services: svcs.Contai
     raise RuntimeError("no such index")
 
 
+async def abandon(arguments: Namespace, config: probe.Config, services: svcs.Container) -> None:
+    """Wait for what a library cancels."""
+    answer = asyncio.get_running_loop().create_future()
+    answer.get_loop().call_soon(answer.cancel)
+    await answer
+
+
 async def linger(arguments: Namespace, config: probe.Config, services: svcs.Container) -> None:
     """Work until it is cancelled, and clean up for as long as it is told."""
     lifecycle = await services.aget(Lifecycle)
@@ -62,6 +69,7 @@ def service() -> Service:
     commands = {
         "reindex": Command(reindex, "index everything anew", add_arguments),
         "fail": Command(fail, "fail"),
+        "abandon": Command(abandon, "wait for what is cancelled"),
         "linger": Command(linger, "work for long", add_arguments),
         "rotate": Command(rotate, "wait for another password"),
     }

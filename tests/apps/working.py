@@ -36,6 +36,11 @@ class Eater(Worker):
         if kind == "poison":
             (self.folder / name).unlink()
             raise RuntimeError("this was poison")
+        if kind == "abandoned":
+            (self.folder / name).unlink()
+            answer = asyncio.get_running_loop().create_future()
+            answer.cancel()
+            await answer
         if kind == "bone":
             await asyncio.Event().wait()
         if kind == "slow":

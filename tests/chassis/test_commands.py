@@ -55,10 +55,11 @@ def test_help_and_a_wrong_argument_need_no_configuration(start: Start) -> None:
     assert "index everything anew" in listed.said()
 
 
-def test_an_exception_is_logged_and_fails_it(start: Start) -> None:
-    process = start("fail", app="commands")
+@pytest.mark.parametrize(("name", "said"), [("fail", "no such index"), ("abandon", "CancelledError")])
+def test_an_exception_is_logged_and_fails_it(start: Start, name: str, said: str) -> None:
+    process = start(name, app="commands")
     assert process.wait() == 1
-    assert "no such index" in str(process.line("command failed"))
+    assert said in process.line("command failed")["exception"]
     assert process.err.read_text() == ""
     assert ended(process)["status"] == 1
 

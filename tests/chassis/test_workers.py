@@ -104,6 +104,14 @@ def test_after_the_next_item_it_is_ready_again(start: Start, table: Path) -> Non
     assert guest.stop() == 0
 
 
+def test_what_a_library_cancels_is_a_failure_and_not_the_end(start: Start, table: Path) -> None:
+    serve(table, "1-abandoned", "2")
+    guest = start(app="working", WORK=str(table)).ready()
+    assert "CancelledError" in guest.line("worker failed")["exception"]
+    wait_for(lambda: eaten(guest), "the next item")
+    assert guest.stop() == 0
+
+
 def test_a_failing_worker_that_is_not_critical_leaves_the_service_ready(start: Start, table: Path) -> None:
     serve(table, "1-poison", "2-bone")
     guest = start(app="working", WORK=str(table), FORGIVING="1").ready()

@@ -70,10 +70,10 @@ def run_command(service: Service, name: str, arguments: Namespace, env: Mapping[
                 registry.register_value(Lifecycle, lifecycle, enter=False)
                 service.register(registry, config)
                 return await service.commands[name].run(arguments, config, services) or 0
-        except asyncio.CancelledError:
-            # What a shell reports for a program that this signal ended.
-            return 128 + signal.SIGTERM
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
+                # What a shell reports for a program that this signal ended.
+                return 128 + signal.SIGTERM
             log.critical("command failed", exc_info=error)
             return 1
         finally:

@@ -31,7 +31,7 @@ class Worker:
 
     def __init__(self, name: str, config: Any, registry: svcs.Registry, lifecycle: Lifecycle) -> None:
         self.name, self.config, self.registry, self._lifecycle = name, config, registry, lifecycle
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         self.beat()
         AGES.labels(name).set_function(lambda: max(0.0, time.monotonic() - self._last))
         LIMITS.labels(name).set(self.stall_limit_s)
@@ -89,7 +89,9 @@ class Worker:
             try:
                 await self.run()
                 return AGES.remove(self.name)
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                if self.task.cancelling():
+                    raise  # Otherwise nobody cancels it but what it waited for.
                 back_off = min(back_off * 2, MOST_BACK_OFF_S) if self._failure else BACK_OFF_S
                 self._failure = error
                 FAILURES.labels(self.name).inc()
