@@ -124,3 +124,23 @@ def test_what_a_client_did_wrong_is_the_callers_to_judge_and_cookies_are_not_kep
     other = world.start(APP, UPSTREAM=f"http://127.0.0.1:{caller.port()}").ready()
     for _ in range(2):
         assert "cookie=" not in other.ask("/call/x").text
+
+
+def test_hosts_that_clients_name_do_not_become_series_without_end(
+    caller: Service, upstream: Upstream
+) -> None:
+    connection = caller.connect()
+
+    def call(number: int) -> int:
+        # Other spellings of 127.0.0.1, which inet_aton(3) reads.
+        host = "0x" + "0" * (number % 50) + "7f" + (".1", ".0.1", ".0.0.1")[number // 50]
+        return caller.ask(f"/call/x?url=http://{host}:{upstream.server.server_port}", on=connection).status
+
+    assert {call(number) for number in range(130)} == {200}
+    hosts = Counter(
+        found[1]
+        for name in caller.series()
+        if (found := re.search(r'client_.*_count.*server_address="([^"]*)"', name))
+    )
+    assert len(hosts) == 101
+    assert hosts["_OTHER"] == 1

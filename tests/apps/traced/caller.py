@@ -53,7 +53,9 @@ def create_app(config: Config, registry: svcs.Registry) -> Starlette:
         log.info("calling")
         async with svcs.Container(registry) as services:
             client = await services.aget(HttpClient)
-        url = f"{os.environ['UPSTREAM']}/leaf/{request.path_params['kind']}?key=canary-query"
+        # As a webhook does, whose host a client has named.
+        base = request.query_params.get("url", os.environ["UPSTREAM"])
+        url = f"{base}/leaf/{request.path_params['kind']}?key=canary-query"
         answer = await client.request(request.method, url)
         return Response(answer.content, answer.status_code)
 
