@@ -270,6 +270,8 @@ def polite(registry: svcs.Registry) -> Callable[[Request], Awaitable[Response]]:
 async def live(socket: WebSocket) -> None:
     await socket.accept()
     async for text in socket.iter_text():
+        if not text:
+            raise RuntimeError("nothing was said")
         await socket.send_text(text.upper())
 
 

@@ -18,7 +18,7 @@ import time
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import environ
 import svcs
@@ -27,6 +27,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
@@ -113,6 +114,20 @@ async def trouble(request: Request) -> Response:
         sys.exit(3)
     elif kind == "cancel":
         raise asyncio.CancelledError
+    elif kind == "cancelled":
+        # As a library does that takes the task for one of its own.
+        cast("asyncio.Task[Response]", asyncio.current_task()).cancel()
+        await asyncio.sleep(60)
+    elif kind == "header":
+        return PlainTextResponse("split", headers={"X-Name": "Ada\r\nSet-Cookie: a=b"})
+    elif kind == "name":
+        return PlainTextResponse("name", headers={"X Name": "Ada"})
+    elif kind == "length":
+        return PlainTextResponse("length", headers={"Content-Length": "6.0"})
+    elif kind == "status":
+        return PlainTextResponse("status", 1000)
+    elif kind == "unusual":
+        raise HTTPException(599, "nobody has registered this status")
     elif kind == "library":
         logging.getLogger("a.library").warning("from a %s", "library", extra={"shelf": 3})
         logging.getLogger("a.library").warning("bad %d", "format")

@@ -111,3 +111,9 @@ def test_variables_that_uvicorn_would_read_are_not_read(start: Start, workers: s
     # Only 127.0.0.1 is trusted, so the address next to it counts.
     assert process.request_line("/trouble/nothing")["client"] == "198.51.100.1"
     assert process.stop() == 0
+
+
+def test_variables_that_libraries_would_read_are_not_read(start: Start, tmp_path: Path) -> None:
+    process = start.service(PROMETHEUS_MULTIPROC_DIR=str(tmp_path / "missing")).ready()
+    assert "\napp_info{" in process.ask("/metrics", port="admin").body.decode()
+    assert process.stop() == 0

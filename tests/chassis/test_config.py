@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from my_service.chassis.config import (
     Settings,
     boolean,
     choice,
+    describe,
     host,
     integer,
     load,
@@ -184,10 +186,16 @@ class Easy:
     key: Secret = secret(optional=True, help="an optional secret")
 
 
+class Colour(Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
 @environ.config(prefix="APP", frozen=True)
 class Grouped(Settings):
     name: str = environ.var("name", help="a setting in no group")
     words: list[str] = environ.var(attrs.Factory(str), str.split, help="a default that is made")
+    colour: Colour = environ.var(Colour.BLUE, Colour, help="a member of an Enum")
     bad: int = environ.var("1", integer(0, 9), help="a setting with a name of its own", name="APP_OWN_NAME")
     outer: Outer | None = environ.group(Outer, optional=True)
     easy: Easy | None = environ.group(Easy, optional=True)
@@ -195,6 +203,14 @@ class Grouped(Settings):
 
 def test_a_default_may_be_made_for_each_object() -> None:
     assert load(Grouped, {"APP_WORDS": "a b"}).config.words == ["a", "b"]
+
+
+def test_a_default_is_shown_as_one_writes_it_into_a_variable() -> None:
+    shown = {setting.name: setting for setting in describe(Grouped, {})}
+    assert (shown["APP_WORDS"].value, shown["APP_COLOUR"].value) == (None, "blue")
+    assert (
+        load(Grouped, {"APP_COLOUR": "blue"}).config.colour is load(Grouped, {}).config.colour is Colour.BLUE
+    )
 
 
 def test_an_optional_group_is_there_when_anything_of_it_or_in_it_is(tmp_path: Path) -> None:

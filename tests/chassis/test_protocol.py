@@ -296,6 +296,20 @@ def test_a_websocket_is_carried_and_closed_by_the_drain(start: Start, path: str)
     assert process.request_line(path)["status"] == 101
 
 
+@pytest.mark.skipif(not has_websockets, reason="the package websockets is not there")
+def test_a_websocket_whose_handler_raises_is_closed_with_1011(start: Start) -> None:
+    process = launch(start).ready()
+    with process.dial() as client:
+        client.sendall(UPGRADE.format("/live").encode())
+        assert client.recv(65536).startswith(b"HTTP/1.1 101 ")
+        # A masked text frame without a letter.
+        client.sendall(b"\x81\x80\0\0\0\0")
+        # A close frame: 1011, "internal error".
+        assert client.recv(65536)[:4] == b"\x88\x02\x03\xf3"
+        client.sendall(b"\x88\x82\0\0\0\0\x03\xf3")
+    assert "nothing was said" in process.line("unhandled exception")["exception"]
+
+
 def test_a_plain_request_to_a_websocket_route_is_a_404(service: Service) -> None:
     answer = service.ask("/live")
     assert answer.status == 404

@@ -22,11 +22,34 @@ def test_an_unhandled_exception_tells_the_client_only_the_request_id(own: Servic
     assert own.request_line("/trouble/exception")["status"] == 500
 
 
-@pytest.mark.parametrize("path", ["/silent", "/trouble/cancel"])
+@pytest.mark.parametrize("path", ["/silent", "/trouble/cancel", "/trouble/cancelled"])
 def test_no_answer_is_an_error_like_any_other(probe: Service, path: str) -> None:
     answer = probe.ask(path)
     assert (answer.status, answer.headers["content-type"]) == (500, PROBLEM_JSON)
     assert probe.ask("/trouble/nothing").status == 200
+
+
+@pytest.mark.parametrize("kind", ["header", "name", "length", "status"])
+def test_a_response_that_can_not_be_sent_is_an_error_like_any_other(own: Service, kind: str) -> None:
+    connection = own.connect()
+    answer = own.ask(f"/trouble/{kind}", on=connection)
+    assert (answer.status, answer.headers["content-type"]) == (500, PROBLEM_JSON)
+    assert "set-cookie" not in answer.headers
+    assert own.ask("/trouble/nothing", on=connection).body == b"nothing"
+    assert own.request_line(f"/trouble/{kind}")["status"] == 500
+
+
+def test_so_it_is_to_a_client_of_http_1_0(probe: Service) -> None:
+    with probe.dial() as client:
+        client.sendall(b"GET /trouble/header HTTP/1.0\r\n\r\n")
+        received = b"".join(iter(lambda: client.recv(65536), b""))
+    assert received.startswith(b"HTTP/1.1 500 ")
+    assert received.endswith(b'"}')
+
+
+def test_a_status_that_nobody_has_registered_has_no_title(probe: Service) -> None:
+    answer = probe.ask("/trouble/unusual")
+    assert answer.json() == {"status": 599, "detail": "nobody has registered this status"}
 
 
 @pytest.mark.parametrize(

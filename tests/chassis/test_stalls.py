@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import http.client
+import io
 import signal
 import sys
 import threading
@@ -136,6 +137,16 @@ def test_an_observer_that_fails_does_not_end_the_heartbeat() -> None:
 
     beats: list[float] = []
     assert asyncio.run(beat())
+
+
+@pytest.mark.parametrize("stderr", [None, io.StringIO()])
+def test_the_watchdog_needs_no_standard_error(monkeypatch: pytest.MonkeyPatch, stderr: object) -> None:
+    event_loop, looks = EventLoop(), list[int]()
+    monkeypatch.setattr(event_loop, "stalled", lambda: looks.append(1) or 0.0)
+    monkeypatch.setattr(sys, "stderr", stderr)
+    watchdog = Watchdog(event_loop, 1, lambda: None)
+    wait_for(lambda: len(looks) > 2)
+    watchdog.stop()
 
 
 def test_looking_takes_no_more_memory_however_often() -> None:

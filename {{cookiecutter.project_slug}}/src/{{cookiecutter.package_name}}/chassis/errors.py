@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from http import HTTPStatus
+from http.client import responses
 from typing import Any, NamedTuple
 
 from starlette.convertors import IntegerConvertor, register_url_convertor
@@ -43,7 +43,7 @@ def problem(
     status: int, detail: str | None = None, headers: Mapping[str, str] | None = None, **more: object
 ) -> Response:
     """Return the response for an error, as RFC 9457 (problem+json) has it."""
-    about = {"status": status, "title": HTTPStatus(status).phrase, "detail": detail, **more}
+    about = {"status": status, "title": responses.get(status), "detail": detail, **more}
     members = {name: value for name, value in about.items() if value is not None}
     return Response(json.dumps(members, separators=(",", ":")), status, headers, "application/problem+json")
 
@@ -79,7 +79,7 @@ async def _http(request: Request, error: HTTPException) -> Response:
         return Response(status_code=error.status_code, headers=error.headers)
     if isinstance(error.detail, str):
         # Without a text of its own, the detail is the title once more.
-        detail = error.detail if error.detail != HTTPStatus(error.status_code).phrase else None
+        detail = error.detail if error.detail != responses.get(error.status_code) else None
         return problem(error.status_code, detail, error.headers)
     return problem(error.status_code, headers=error.headers, errors=error.detail)
 

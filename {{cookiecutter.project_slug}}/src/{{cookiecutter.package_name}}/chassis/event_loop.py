@@ -111,7 +111,7 @@ class Watchdog:
         while not self._stopped.wait(BEAT_S):
             if time.monotonic() - armed > REARM_S:
                 armed = time.monotonic()
-                faulthandler.dump_traceback_later(self._limit_s + 1)
+                faulthandler.dump_traceback_later(self._limit_s + 1, file=2)  # sys.stderr may be None, or no file.
             # Whatever goes wrong in one look, the next one must take place.
             with contextlib.suppress(Exception):
                 self._look()

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
+from enum import Enum
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -64,7 +65,7 @@ def describe(cls: type, env: Mapping[str, str], prefix: str = "APP", optional: t
         if entry.sub_cls is not None:
             found += describe(entry.sub_cls, env, name, (*optional, name) if entry.default is None else optional)
             continue
-        default = None if required else entry.default
+        default = None if isinstance(entry.default, NO_VALUES) else entry.default
         value = None if default is None else as_text(default)
         # Platforms that assign the port call it PORT.
         names = (name, "PORT") if name == "APP_HTTP_PORT" else (name,)
@@ -215,7 +216,8 @@ def secrets_directory(env: Mapping[str, str]) -> Path:
 
 def as_text(value: object) -> str:
     """Write a default as one writes it into a variable."""
-    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    written = str(value.value if isinstance(value, Enum) else "" if value is None else value)
+    return written.lower() if isinstance(value, bool) else written
 
 
 def printable(value: str) -> str:

@@ -13,8 +13,8 @@ from http import HTTPStatus
 from typing import Any, Self, cast
 
 import httptools
-from starlette.types import Scope
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from ..errors import problem
 from ..service import Limits
@@ -137,6 +137,12 @@ class HttpProtocol(HttpToolsProtocol):
             self.transport.write(b"\r\n".join([*head, b"", bytes(answer.body)]))
             self.transport.write_eof()
             self.loop.call_later(self.limits.linger_s, self.transport.close)
+
+
+def let_begin_again(send: Send) -> None:
+    """Let another response begin, after uvicorn has refused the status or a header of one, of which it sent nothing."""
+    if isinstance(cycle := getattr(send, "__self__", None), RequestResponseCycle):
+        cycle.response_started, cycle.chunked_encoding = False, None
 
 
 class JoinedWrites:

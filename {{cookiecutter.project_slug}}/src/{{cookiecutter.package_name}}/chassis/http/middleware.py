@@ -4,6 +4,7 @@ It is one object a request, since a layer for each concern would cost a small re
 """
 
 import asyncio
+import contextlib
 import random
 import re
 import time
@@ -23,6 +24,7 @@ from ..logs import REQUEST, get_logger, log_request
 from ..metrics import METHODS, Metrics
 from ..service import EndSpan, Limits, Tracing
 from .body import RequestBody
+from .connection import let_begin_again
 from .requests import SCOPE, RequestsInFlight, route_template, spell
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._~:=+/@-]{1,128}")
@@ -123,6 +125,9 @@ class Exchange:
             await self.middleware.app(self.scope, self._receive, send)
         except Exception as error:
             log.error("unhandled exception", exc_info=error)
+            if self.status == 101:
+                with contextlib.suppress(RuntimeError):  # The application has closed it already.
+                    await self._send({"type": "websocket.close", "code": 1011})
         finally:
             self.finish()
 
@@ -178,8 +183,8 @@ class Exchange:
         except ClientDisconnect:
             pass
         except BaseException as error:
-            if isinstance(error, asyncio.CancelledError) and self.task is not None and self.task.cancelling():
-                # Only the end of the drain cancels requests: tell the client while there is a connection.
+            if isinstance(error, asyncio.CancelledError) and self.middleware.lifecycle.state is State.DRAINING:
+                # The end of the drain cancels requests: tell the client while there is a connection.
                 await self._answer(503, "The service is stopping.")
             else:
                 log.error("unhandled exception", exc_info=error)
@@ -218,7 +223,13 @@ class Exchange:
             await self._send({**message, "more_body": True})
             await self._body.drop()
             message = {"type": "http.response.body"}
-        await self._send(message)
+        try:
+            await self._send(message)
+        except Exception:
+            if begins:
+                self.status = 0
+                let_begin_again(self._send)
+            raise
         if ends:
             self.finish()
 
