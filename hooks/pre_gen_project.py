@@ -132,6 +132,22 @@ STDLIB = sys.stdlib_module_names | {
     *("test", "annotationlib", "compression", "sitecustomize", "usercustomize"),
 }
 
+# What the name of a service can't be: why -> names.
+TAKEN: Mapping[str, set[str]] = {
+    "is no text in YAML": {"y", "n", "yes", "no", "on", "off", "true", "false", "null"},
+    "is also a program that the project runs": {
+        *("activate", "awk", "cat", "coverage3", "cut", "deactivate", "diff", "dmypy", "docker", "dotenv"),
+        *("env", "git", "grep", "hadolint", "identify-cli", "kingfisher", "lint-imports", "make"),
+        *("mako-render", "markdown-it", "mktemp", "mypyc", "normalizer", "pip", "pip3", "pygmentize"),
+        *("python", "python3", "rm", "sh", "shellcheck", "squawk", "stubgen", "stubtest", "tar", "test"),
+        "uvx",
+    },
+    "is also a service of the project's compose.yaml": {"migrate", "postgres"},
+    "has a meaning of its own in Docker": {"bridge", "default", "host", "ingress", "none", "scratch"},
+    "has a meaning of its own in PostgreSQL": {"public", "template0", "template1"},
+    "is also a unit of systemd's own": {"autovt", "getty", "modprobe", "user"},
+}
+
 JINJA_OPENINGS = tuple("{" + second for second in "%#{")
 BIDI_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
@@ -170,6 +186,8 @@ def slug_problems(slug: str) -> Iterator[str]:
         yield f"has {len(slug)} characters; at most {SLUG_LIMIT} are allowed"
     if slug in DEPENDENCIES:
         yield f"is also a distribution that the service installs; choose another, such as {slug}-service"
+    if why := next((why for why, names in TAKEN.items() if slug in names), None):
+        yield f"{why}; choose another, such as {slug}-service"
 
 
 def package_problems(package: str) -> Iterator[str]:
@@ -195,6 +213,22 @@ def owner_problems(owner: str) -> Iterator[str]:
         yield f"has {len(owner)} characters; GitHub allows at most {OWNER_LIMIT}"
 
 
+def registry_problems(registry: str) -> Iterator[str]:
+    if not re.fullmatch(r"[a-z0-9.-]+(:[0-9]+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*", registry):
+        yield "is no place for images; use host and path in lower case, such as registry.example/team"
+
+
+def index_problems(index: str) -> Iterator[str]:
+    url = re.fullmatch(r"https?://([^/@\s\"\\]+@)?[^/@\s\"\\]+(/[^\s\"\\]*)?", index)
+    if index and url is None:
+        yield "is no URL of an index; use one such as https://packages.example/simple"
+    elif url is not None and url[1]:
+        yield (
+            "holds a login, which would be committed; leave it out, and set UV_INDEX_ORGANISATION_USERNAME"
+            " and UV_INDEX_ORGANISATION_PASSWORD where uv runs"
+        )
+
+
 def problems(answers: Mapping[str, str]) -> list[str]:
     """Explain everything that is wrong with the answers; no problem, no line."""
     found = {
@@ -203,6 +237,8 @@ def problems(answers: Mapping[str, str]) -> list[str]:
         "project_slug": slug_problems(answers["project_slug"]),
         "package_name": package_problems(answers["package_name"]),
         "github_owner": owner_problems(answers["github_owner"]),
+        "_registry": registry_problems(answers["_registry"]),
+        "_package_index": index_problems(answers["_package_index"]),
     }
     return [
         f"{question}: {shown(answers[question])} {why}" for question, each in found.items() for why in each
@@ -230,6 +266,7 @@ def lost_defaults(choices: Mapping[str, Sequence[str]]) -> Iterator[str]:
 
 
 def shown(answer: str) -> str:
+    answer = re.sub(r"//[^/@]*@", "//...@", answer)  # a login
     return repr(answer) if len(answer) <= 60 else f"{answer[:57]!r}..."
 
 

@@ -26,6 +26,8 @@ GOOD = {
     "project_slug": "billing-api",
     "package_name": "billing_api",
     "github_owner": "acme",
+    "_registry": "ghcr.io",
+    "_package_index": "",
 }
 
 REFUSED = {
@@ -37,6 +39,7 @@ REFUSED = {
         "", ".", "..", "/", "../x", "../../a/b/c", "a/b/c", "/tmp/x", "a\\b", "a\x00b", "a" * 41, "a" * 300,
         "Billing", "billing_api", "-a", "a-", "a--b", "3a", "é", "a b", "~", "$HOME", "con\n",
         "structlog", "environ-config", "uv",
+        "on", "null", "y", "python", "sh", "hadolint", "scratch", "none", "postgres", "template1", "user",
     ],
     "package_name": [
         "", "..", "../x", "a/b", "a-b", "Billing", "_a", "3a", "é", "a.b", "a" * 41, "class", "match",
@@ -44,6 +47,11 @@ REFUSED = {
         "tests", "chassis", "src",
     ],
     "github_owner": ["", "-a", "a-", "a--b", "a_b", "a/b", "a" * 40, "é", "@acme", "acme\n"],
+    "_registry": ["", "https://ghcr.io", "a/", "ghcr.io/Acme", "ghcr.io/a b", "ghcr.io//a", "u@ghcr.io"],
+    "_package_index": [
+        "packages.example/simple", "ftp://packages.example", "https://", "https://a.example/ b", "file:///srv",
+        "https://ada:hunter2@a.example/simple", "https://hunter2@a.example/simple", 'https://a.example/"',
+    ],
 }  # fmt: skip
 
 ACCEPTED = {
@@ -57,6 +65,8 @@ ACCEPTED = {
     "project_slug": ["a", "a1", "a-1-b", "a" * 40],
     "package_name": ["a", "a1", "a_1", "a__b", "a" * 40],
     "github_owner": ["a", "0", "A-b-0", "a" * 39],
+    "_registry": ["ghcr.io", "localhost:5000", "registry.acme.example/team/a_b", "10.0.0.1:80/a--b"],
+    "_package_index": ["", "https://a.example/simple", "http://10.0.0.1:8080/root/pypi/+simple/"],
 }  # fmt: skip
 
 
@@ -73,6 +83,7 @@ def test_a_bad_answer_is_refused_in_words(question: str, answer: str) -> None:
     found = HOOK.problems(GOOD | {question: answer})
     assert found
     assert all(problem.startswith(f"{question}: ") for problem in found)
+    assert "hunter2" not in str(found)
 
 
 @pytest.mark.parametrize(("question", "answer"), listed(ACCEPTED))
@@ -308,7 +319,7 @@ def test_any_answers_are_refused_in_words_or_give_valid_files(
     bake: Bake, imports: Callable[[Project], bool], tmp_path: Path, answers: dict[str, str]
 ) -> None:
     before = everything_under(tmp_path)
-    if HOOK.problems(answers):
+    if HOOK.problems(GOOD | answers):
         with pytest.raises(RefusedError, match="  - "):
             bake(**answers)
     else:

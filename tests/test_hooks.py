@@ -427,3 +427,6 @@ def test_the_check_knows_every_name_that_a_project_installs(
     locked = tomllib.loads((project.path / "uv.lock").read_text(encoding="utf-8"))["package"]
     unknown = {package["name"] for package in locked} - {project.answers["project_slug"], *HOOK.DEPENDENCIES}
     assert not unknown, f"hooks/pre_gen_project.py has no distribution {unknown}"
+    programs = {path.name for path in project.python.parent.iterdir()} - {project.name, "uvx"}
+    unknown = {name for name in programs if not [*HOOK.slug_problems(name)]}
+    assert not unknown, f"hooks/pre_gen_project.py has no program {unknown}"

@@ -67,7 +67,7 @@ async def rotate(arguments: Namespace, config: probe.Config, services: svcs.Cont
 
 def service() -> Service:
     commands = {
-        "reindex": Command(reindex, "index everything anew", add_arguments),
+        "reindex": Command(reindex, "index 100% of it", add_arguments),
         "fail": Command(fail, "fail"),
         "abandon": Command(abandon, "wait for what is cancelled"),
         "linger": Command(linger, "work for long", add_arguments),

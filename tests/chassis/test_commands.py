@@ -46,13 +46,13 @@ def test_help_and_a_wrong_argument_need_no_configuration(start: Start) -> None:
     wrong = {"APP_LOG_LEVEL": "loud"}
     described = start("reindex", "--help", app="commands", **wrong)
     assert described.wait() == 0
-    assert "index everything anew" in described.said()
+    assert "index 100% of it" in described.said()
     assert "--since" in described.said()
     refused = start("reindex", "--until", "9", app="commands", **wrong)
     assert refused.wait() == 2
     listed = start("--help", app="commands", **wrong)
     assert listed.wait() == 0
-    assert "index everything anew" in listed.said()
+    assert "index 100% of it" in listed.said()
 
 
 @pytest.mark.parametrize(("name", "said"), [("fail", "no such index"), ("abandon", "CancelledError")])

@@ -32,7 +32,8 @@ def run(service: Service, arguments: Sequence[str], env: Mapping[str, str]) -> i
     config.add_argument("--force", action="store_true", help="replace files that exist")
     commands.add_parser("healthcheck", help="ask a running instance whether it is ready")
     for own, command in service.commands.items():
-        command.add_arguments(commands.add_parser(own, help=command.help, description=command.help))
+        # argparse takes a % for one of its own.
+        command.add_arguments(commands.add_parser(own, help=command.help.replace("%", "%%"), description=command.help))
     chosen = parser.parse_args(arguments)
     if chosen.command == "check":
         return check(service, env)
