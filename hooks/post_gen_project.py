@@ -37,6 +37,9 @@ PLAIN_GIT = (
     "-c", "maintenance.auto=false",
 )  # fmt: skip
 
+# What uv would take for its project instead of this one, or what forbids it to write a lock.
+ELSEWHERE = {"UV_PROJECT", "UV_WORKING_DIR", "UV_WORKING_DIRECTORY", "UV_FROZEN", "UV_LOCKED"}
+
 
 class SkippedError(Exception):
     """A step that could not be done: why, and what does it later if that is not the usual command."""
@@ -70,8 +73,11 @@ def run(project: Path, *command: str, seconds: int) -> str:
     environment = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("GIT_")
-        or name.startswith(("GIT_AUTHOR_", "GIT_COMMITTER_", "GIT_CONFIG", "GIT_SSL_"))
+        if name not in ELSEWHERE
+        and (
+            not name.startswith("GIT_")
+            or name.startswith(("GIT_AUTHOR_", "GIT_COMMITTER_", "GIT_CONFIG", "GIT_SSL_"))
+        )
     }
     try:
         done = subprocess.run(

@@ -330,6 +330,17 @@ def test_beside_a_workspace_the_project_has_a_lock_of_its_own(
     assert not (root / "uv.lock").exists()
 
 
+@pytest.mark.parametrize("name", ["UV_PROJECT", "UV_WORKING_DIR"])
+def test_a_project_that_the_environment_names_for_uv_is_left_alone(
+    person: Person, tmp_path: Path, name: str
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "pyproject.toml").write_text('[project]\nname = "other"\nversion = "1"\n')
+    assert person("git", "uv", UV_FROZEN="1", **{name: str(other)}).is_locked
+    assert [path.name for path in other.iterdir()] == ["pyproject.toml"]
+
+
 def test_called_from_a_git_hook_the_other_repository_is_left_alone(person: Person, tmp_path: Path) -> None:
     other = tmp_path / "other"
     subprocess.run((tool("git"), "init", "--quiet", other), env=clean_environment(), check=True)
