@@ -25,6 +25,10 @@ ALLOWED_S = DRAIN_TIMEOUT_S + 2 + 8
 # The program has routes of FastAPI's own where that is the project's framework.
 FASTAPI = importlib.util.find_spec("fastapi") is not None
 MAX_BODY = 200_000
+UPGRADE = (
+    "GET {} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
 
 
 def launch(start: Start, **env: str) -> Service:

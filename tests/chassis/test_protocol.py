@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import socket
+import sys
 from collections.abc import Iterator
 
 import pytest
 from kit.service import Asking, Service, rest, wait_for
 
-from .incidents import FASTAPI, ended, has_no_errors, in_flight, is_problem, launch, parsed, serving
+from .incidents import FASTAPI, UPGRADE, ended, has_no_errors, in_flight, is_problem, launch, parsed, serving
 from .start import Start
 
 
@@ -254,17 +255,23 @@ def test_an_idle_connection_is_kept_as_long_as_the_setting_says(start: Start) ->
     assert long.ask("/nap", on=kept[long]).status == 200
 
 
-UPGRADE = (
-    "GET {} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-)
 SOCKETS = ["/live", "/v1/live", "/shops/{shop}/live", "/shops/{shop}/floors/{floor}/live", "/app/inner/live"]
 SOCKETS_OF_FASTAPI = ["/shop/chat", "/office/back/shop/chat", "/sub/{tenant}/shop/chat"]
 has_websockets = importlib.util.find_spec("websockets") is not None
 
 
-@pytest.mark.skipif(has_websockets, reason="the package websockets is there")
-def test_websockets_that_can_not_be_served_are_told_at_the_start(service: Service) -> None:
+# Runs the program as where the package is not installed.
+WITHOUT_WEBSOCKETS = """
+import os, sys
+
+sys.modules["websockets"] = None
+from apps.incidents import run, service
+sys.exit(run(service(), [], os.environ))
+"""
+
+
+def test_websockets_that_can_not_be_served_are_told_at_the_start(start: Start) -> None:
+    service = start.run([sys.executable, "-c", WITHOUT_WEBSOCKETS], {}).ready()
     line = service.line("websockets unavailable")
     assert line["level"] == "error"
     assert set(line["routes"]) >= {*SOCKETS, *(SOCKETS_OF_FASTAPI if FASTAPI else [])}

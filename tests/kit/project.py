@@ -61,7 +61,7 @@ COMBINATIONS: Mapping[str, Mapping[str, str]] = {
     },
 }
 # What a service itself has no use for.
-FOR_CHASSIS = ("pytest-xdist>=3.8,<4",)
+FOR_CHASSIS = ("pytest-xdist>=3.8,<4", "websockets>=16,<17")
 # What is no part of the template, in a copy of this work tree.
 NOT_COPIED = (".git", ".venv", "build", "__pycache__", ".*_cache", ".hypothesis")
 

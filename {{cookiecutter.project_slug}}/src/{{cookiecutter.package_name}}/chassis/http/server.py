@@ -110,13 +110,11 @@ class Server(uvicorn.Server):
         try:
             await super().startup(sockets)
         except SystemExit:
-            # The application could not start, and the lifecycle has logged why.
-            self.should_exit = True
-            return
+            # The application has said that it can't start. The end of its lifespan says why, and cancels this.
+            await asyncio.Event().wait()
         self._housekeeping = asyncio.create_task(self._keep_house())
-        if self._lifecycle.state is State.STARTING:
-            self._lifecycle.advance(State.READY)
-            log.info("ready", after_s=round(self._lifecycle.uptime, 3))
+        self._lifecycle.advance(State.READY)
+        log.info("ready", after_s=round(self._lifecycle.uptime, 3))
 
     def _make_connection(self, *, app_state: dict[str, Any], **_: Any) -> Connection:
         http = HttpProtocol(self.config, self.server_state, app_state, limits=self._limits, on_refused=self._on_refused)
