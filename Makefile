@@ -18,7 +18,7 @@ quick: .venv/ready  ## what neither starts services nor builds environments: a m
 	$(VENV)/python -m pytest -q -n 2 -m "not slow"
 
 coverage: .venv/ready  ## the tests of the chassis, and which of its lines and branches they run
-	MEASURE_COVERAGE=1 $(VENV)/python -m pytest tests/test_chassis.py -k "promises and starlette"
+	MEASURE_COVERAGE=1 $(VENV)/python -m pytest tests/test_chassis.py -k "promises and fastapi"
 
 lint: .venv/ready  ## all that .pre-commit-config.yaml lists
 	@$(VENV)/pre-commit run --all-files --show-diff-on-failure

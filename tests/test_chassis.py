@@ -20,11 +20,14 @@ WORKERS = 3
 # Measuring more than doubles what a process costs: `make coverage` and the nightly run ask for it.
 MEASURED = "MEASURE_COVERAGE" in os.environ
 LIMIT_SECONDS = 1800
-# Of lines and branches of the chassis, in percent, by the tests with the first framework alone.
-COVERED = 97
-# What meets no framework runs in one service: the chassis is the same in all of them (test_bake).
+# Of lines and branches of the chassis, in percent.
+COVERED = 100
+# In this framework's service all of the chassis runs: its routes and errors take lines that Starlette's do not.
+WHOLE = "fastapi"
+# What meets no framework runs in that one alone: the chassis is the same in all of them (test_bake).
 ONCE = (
     "admin",
+    "bare",
     "checks",
     "cli",
     "clients",
@@ -39,6 +42,7 @@ ONCE = (
     "page",
     "processes",
     "secrets",
+    "signals",
     "stalls",
     "stopping",
     "systemd",
@@ -79,7 +83,7 @@ def test_the_chassis_keeps_its_promises(
     service: Project, tmp_path: Path, show: Callable[[str], None], capfd: pytest.CaptureFixture[str]
 ) -> None:
     framework = service.answers["web_framework"]
-    is_first = framework == FRAMEWORKS[0]
+    is_whole = framework == WHOLE
 
     def progress(line: str) -> None:
         # What a worker of xdist writes to stdout, nobody sees.
@@ -87,14 +91,14 @@ def test_the_chassis_keeps_its_promises(
             print(f"\n{framework}: {line}", end="", file=sys.stderr, flush=True)
 
     assert all((CHASSIS / f"test_{name}.py").exists() for name in ONCE)
-    ignored = [f"--ignore={CHASSIS}/test_{name}.py" for name in ONCE if not is_first]
+    ignored = [f"--ignore={CHASSIS}/test_{name}.py" for name in ONCE if not is_whole]
     measured = ("--rcfile", CHASSIS / "coverage.ini", "--data-file", tmp_path / "coverage")
     pytest_ = ("-m", "pytest", "-c", "pyproject.toml", "--rootdir", service.path, "--confcutdir", CHASSIS)
     # Without what is meant for a person, and with all else that the project asks of its tests.
     options = ("-o", "addopts=--strict-markers", "-p", "no:cacheprovider", "--basetemp", tmp_path / "run")
     workers = ("-q", "--numprocesses", str(WORKERS), "--dist", "worksteal")
     coverage: list[str | Path] = [service.python, "-m", "coverage"]
-    is_measured = MEASURED and is_first
+    is_measured = MEASURED and is_whole
     python = [*coverage, "run", *measured] if is_measured else [service.python]
     follow([*python, *pytest_, *options, *workers, *ignored, CHASSIS], service.path, progress)
     if not is_measured:

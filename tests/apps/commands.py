@@ -43,6 +43,10 @@ async def abandon(arguments: Namespace, config: probe.Config, services: svcs.Con
     await answer
 
 
+async def leave(arguments: Namespace, config: probe.Config, services: svcs.Container) -> NoReturn:
+    sys.exit(5)
+
+
 async def linger(arguments: Namespace, config: probe.Config, services: svcs.Container) -> None:
     """Work until it is cancelled, and clean up for as long as it is told."""
     lifecycle = await services.aget(Lifecycle)
@@ -70,6 +74,7 @@ def service() -> Service:
         "reindex": Command(reindex, "index 100% of it", add_arguments),
         "fail": Command(fail, "fail"),
         "abandon": Command(abandon, "wait for what is cancelled"),
+        "leave": Command(leave, "leave by sys.exit"),
         "linger": Command(linger, "work for long", add_arguments),
         "rotate": Command(rotate, "wait for another password"),
     }

@@ -18,7 +18,7 @@ import time
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import environ
 import svcs
@@ -148,6 +148,11 @@ async def trouble(request: Request) -> Response:
         get_logger("odd").info("with %s", "arguments")
     elif kind == "deliberate":
         return JSONResponse({"mine": True}, 500)
+    elif kind == "unmodified":
+        raise HTTPException(304, headers={"ETag": '"7"'})
+    elif kind == "conflict":
+        # FastAPI's own takes any detail.
+        raise HTTPException(409, cast("Any", {"owner": "Ada"}))
     elif kind == "stream":
         return StreamingResponse(iter([b"a", b"b"]), 500)
     return PlainTextResponse(kind)

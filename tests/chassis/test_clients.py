@@ -119,6 +119,18 @@ def test_endless_header_blocks_and_trailers_are_refused(probe: Service, start: b
     assert refusals(probe, "head") == before + 1
 
 
+def test_a_header_block_that_comes_in_one_piece_has_the_same_limit(start: Start) -> None:
+    process = start(PROBE_LIMITS='{"head_bytes": 1000}').ready()
+    head = GET + b"Connection: close\r\nX-Long: "
+    assert process.send(head + b"x" * 900 + b"\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+    for behind in (b"\r\n\r\n", b"\r\n\r\n" + GET + b"\r\n"):
+        received = process.send(head + b"x" * 1000 + behind)
+        assert received.startswith(b"HTTP/1.1 431 ")
+        assert received.count(b"HTTP/1.1 ") == 1
+    assert refusals(process, "head") == 2
+    assert refusals(process, "malformed") == 0
+
+
 def test_trailers_are_not_taken_for_headers(probe: Service) -> None:
     trailers = b"0\r\nX-Forwarded-For: 1.2.3.4\r\n\r\n"
     answer = probe.send(POST + CHUNKED + b"Connection: close\r\n\r\n3\r\nabc\r\n" + trailers)

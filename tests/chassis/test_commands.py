@@ -64,6 +64,13 @@ def test_an_exception_is_logged_and_fails_it(start: Start, name: str, said: str)
     assert ended(process)["status"] == 1
 
 
+def test_it_may_leave_with_a_status_of_its_own(start: Start) -> None:
+    process = start("leave", app="commands")
+    assert process.wait() == 5
+    assert process.line("exit requested")["status"] == 5
+    assert ended(process)["status"] == 5
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_cancels_it_and_it_may_clean_up(start: Start, number: signal.Signals) -> None:
     process = start("linger", "--since", "1", app="commands")

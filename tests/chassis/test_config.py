@@ -191,6 +191,12 @@ class Colour(Enum):
     BLUE = "blue"
 
 
+@environ.config(frozen=True)
+class Hard:
+    word: str = environ.var(help="required if anything of this is set")
+    size: int = environ.var(1, integer(0, 9), help="a default alone is nothing that is set")
+
+
 @environ.config(prefix="APP", frozen=True)
 class Grouped(Settings):
     name: str = environ.var("name", help="a setting in no group")
@@ -199,6 +205,7 @@ class Grouped(Settings):
     bad: int = environ.var("1", integer(0, 9), help="a setting with a name of its own", name="APP_OWN_NAME")
     outer: Outer | None = environ.group(Outer, optional=True)
     easy: Easy | None = environ.group(Easy, optional=True)
+    hard: Hard | None = environ.group(Hard, optional=True)
 
 
 def test_a_default_may_be_made_for_each_object() -> None:
@@ -223,6 +230,12 @@ def test_an_optional_group_is_there_when_anything_of_it_or_in_it_is(tmp_path: Pa
     outer = load(Grouped, {**env, "APP_OUTER_SIZE": "1", "APP_OUTER_INNER_WORD": "w"}).config.outer
     assert outer is not None
     assert outer.inner.key.reveal() == "k"
+
+
+def test_a_default_is_nothing_that_makes_an_optional_group_be_there() -> None:
+    assert load(Grouped, {}).config.hard is None
+    assert load(Grouped, {"APP_HARD_WORD": "w"}).config.hard == Hard("w", 1)
+    assert problems(Grouped, APP_HARD_SIZE="1").keys() == {"APP_HARD_WORD"}
 
 
 def test_an_optional_group_that_requires_nothing_is_always_there() -> None:
@@ -296,6 +309,38 @@ def test_a_converter_refuses(converter: Callable[[str], Any], values: list[str])
     for value in values:
         with pytest.raises(ValueError, match=r"use |give it a value|digits"):
             pytest.fail(f"{value!r} is accepted as {converter(value)!r}")
+
+
+@pytest.mark.parametrize(
+    ("setting", "lowest", "highest", "beyond"),
+    [
+        ("HTTP_PORT", "0", "65535", ("-1", "65536")),
+        ("HTTP_MAX_BODY", "0", str(2**40), ("-1", str(2**40 + 1))),
+        ("HTTP_MAX_CONNECTIONS", "1", str(2**20), ("0", str(2**20 + 1))),
+        ("HTTP_KEEP_ALIVE", "1", "86400", ("0", "86401")),
+        ("ADMIN_PORT", "0", "65535", ("-1", "65536")),
+        ("DRAIN_DELAY", "0", "3600", ("-0.1", "3600.1")),
+        ("DRAIN_TIMEOUT", "0", "3600", ("-0.1", "3600.1")),
+        ("HEALTH_CHECK_TIMEOUT", "0.01", "60", ("0", "60.1")),
+        ("HEALTH_STALL_LIMIT", "0.1", "3600", ("0", "3600.1")),
+        ("SECRETS_REFRESH", "0", "3600", ("-0.1", "3600.1")),
+    ],
+)
+def test_a_number_has_limits(setting: str, lowest: str, highest: str, beyond: tuple[str, str]) -> None:
+    name, (group, _, field) = f"APP_{setting}", setting.lower().partition("_")
+    for value in (lowest, highest):
+        config = load(Settings, {name: value}).config
+        assert getattr(getattr(config, group), field) == float(value)
+    for value in beyond:
+        assert problems(Settings, **{name: value}).keys() == {name}
+
+
+def test_no_part_of_a_configuration_can_be_changed() -> None:
+    config = load(Settings, {}).config
+    parts = (config.http, config.admin, config.log, config.drain, config.health, config.secrets, config.build)
+    for group in (config, *parts):
+        with pytest.raises(attrs.exceptions.FrozenInstanceError):
+            setattr(group, attrs.fields(type(group))[0].name, "other")
 
 
 def test_a_good_configuration_is_ok_and_typos_are_pointed_out(start: Start) -> None:

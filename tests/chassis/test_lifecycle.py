@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import socket
 import sys
 import time
+from typing import Any
 
 import pytest
-from kit.service import Asking, Service, rest, wait_for
+from kit.service import Asking, Service, free_port, rest, wait_for
+from my_service.chassis.http.server import listen
 
 from .start import Start
 
@@ -226,6 +229,29 @@ def test_a_port_in_use_is_one_clear_line(start: Start, name: str) -> None:
     [line] = process.lines()
     assert (line["event"], line["setting"], line["port"]) == ("listen failed", f"APP_{name}_PORT", port)
     assert "in use" in line["error"]
+
+
+def test_a_port_that_one_address_lacks_is_left_free_by_the_others() -> None:
+    port = free_port()
+    with socket.create_server(("0.0.0.0", port)), pytest.raises(OSError, match="in use"):
+        listen("::", port)
+    socket.create_server(("::", port), family=socket.AF_INET6).close()
+
+
+def test_any_port_is_one_that_all_addresses_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    create, refused = socket.create_server, list[int]()
+
+    def refuse_once(address: Any, **options: Any) -> socket.socket:
+        if address[1] and not refused:
+            refused.append(address[1])
+            raise OSError(errno.EADDRINUSE, "in use")
+        return create(address, **options)
+
+    monkeypatch.setattr(socket, "create_server", refuse_once)
+    first, second = listen("::", 0)
+    with first, second:
+        assert first.getsockname()[1] == second.getsockname()[1]
+    assert refused
 
 
 def test_the_process_keeps_serving_through_hangups(own: Service) -> None:

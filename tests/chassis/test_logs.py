@@ -78,6 +78,22 @@ def test_an_exception_that_ends_the_process_is_a_line_too(start: Start) -> None:
     assert process.err.read_text() == ""
 
 
+REPLACED = """
+import io, sys
+
+sys.stdout = io.StringIO()
+from my_service.chassis import logs
+logs.configure("info", "json")
+logs.get_logger("replaced").info("heard")
+"""
+
+
+def test_lines_do_not_depend_on_what_python_calls_stdout(start: Start) -> None:
+    process = start.run([sys.executable, "-c", REPLACED], {})
+    assert process.wait() == 0, process.said()
+    assert [line["event"] for line in process.lines()] == ["heard"]
+
+
 def test_the_level_is_a_setting(start: Start) -> None:
     process = start(APP_LOG_LEVEL="error", APP_PROBE_START_ERROR="no luck")
     assert process.wait() == 1

@@ -65,6 +65,17 @@ def test_the_frameworks_own_errors_are_problems_too(
     assert status != 405 or answer.headers["allow"]
 
 
+def test_a_framework_error_that_has_no_body_gets_none(probe: Service) -> None:
+    answer = probe.ask("/trouble/unmodified")
+    assert (answer.status, answer.body, answer.headers["etag"]) == (304, b"", '"7"')
+
+
+def test_a_framework_error_with_data_is_a_problem_with_that_data(probe: Service) -> None:
+    answer = probe.ask("/trouble/conflict")
+    assert (answer.status, answer.headers["content-type"]) == (409, PROBLEM_JSON)
+    assert answer.json() == {"status": 409, "title": "Conflict", "errors": {"owner": "Ada"}}
+
+
 def test_an_answer_of_500_that_the_service_means_is_its_own(probe: Service) -> None:
     assert probe.ask("/trouble/deliberate").json() == {"mine": True}
     assert probe.ask("/trouble/stream").body == b"ab"

@@ -16,7 +16,7 @@ from apps.probe import Config
 from kit.service import Service, wait_for
 from my_service.chassis.config import load
 from my_service.chassis.errors import ConfigurationError, SecretNotSetError
-from my_service.chassis.secrets import Secret, Secrets, Values, watch
+from my_service.chassis.secrets import MAX_FILE_BYTES, Secret, Secrets, Values, read_file, watch
 
 from .incidents import launch
 from .start import Start
@@ -177,6 +177,32 @@ def test_redacted_text_holds_no_secret_in_whatever_form(tmp_path: Path, value: s
         assert not set(value.strip().split()) & set(redacted.replace("<secret>", " ").split()), redacted
 
 
+def test_a_secret_that_is_the_beginning_of_another_leaves_nothing_of_it(tmp_path: Path) -> None:
+    values = {"a": "hunter", "b": "hunter22", "c": "hunter2"}
+    for name, value in values.items():
+        (tmp_path / name).write_text(value)
+    store = Secrets(tmp_path, required=values, optional=[])
+    store.reload()
+    assert store.redact("hunter22 hunter2 hunter") == "<secret> <secret> <secret>"
+
+
+def test_a_secret_says_whether_it_is_set_and_whether_a_refused_one_is_another_by_now(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("old")
+    store = Secrets(tmp_path, required=["key"], optional=["other"])
+    store.reload()
+    key, other = Secret("key", store), Secret("other", store)
+    assert (key.is_set, other.is_set) == (True, False)
+    assert asyncio.run(key.refused()) is False
+    (tmp_path / "key").write_text("new")
+    assert asyncio.run(key.refused()) is True
+    assert key.reveal() == "new"
+
+
+def test_the_largest_file_that_is_a_secret_has_a_size(tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(b"x" * MAX_FILE_BYTES)
+    assert len(read_file(tmp_path / "key")) == MAX_FILE_BYTES == 1024 * 1024
+
+
 def test_a_value_of_three_characters_is_left_in_words(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("the")
     store = Secrets(tmp_path, required=["key"], optional=[])
@@ -244,6 +270,9 @@ def test_a_bad_new_set_keeps_the_old_one_and_says_why(start: Start, secrets: Pat
     assert line["problems"] == {"probe_password": f"the file {secrets}/probe_password is empty"}
     assert line["hint"] == "the old ones stay in use"
     assert revealed(process) == ["hunter2", "old"]
+    # Whoever asks again is told again, though it is no news.
+    process.signal(signal.SIGHUP)
+    wait_for(lambda: len(process.lines(FAILED)) == 2)
     (secrets / "probe_password").write_text("changed")
     process.signal(signal.SIGHUP)
     process.line("secrets reloaded")

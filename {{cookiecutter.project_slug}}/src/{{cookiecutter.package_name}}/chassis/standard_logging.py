@@ -97,12 +97,11 @@ LEVELS = Levels()
 class Handler(logging.Handler):
     """Hands the records of the standard library on, to what `install` was given."""
 
-    write: Write | None = None
+    # There is none before `install`.
+    write: Write
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write *record* with its ``extra``."""
-        if self.write is None:
-            return
         fields = {name: value for name, value in vars(record).items() if name not in RECORD}
         own = {"exc_info": record.exc_info, "stack": record.stack_info}
         fields |= {name: value for name, value in own.items() if value}
@@ -149,7 +148,7 @@ def restore() -> None:
         LEVELS.revert("the timer")
     root = logging.getLogger()
     is_ours = HANDLER in root.handlers and root.level == LEVELS.root
-    if HANDLER.write is None or (is_ours and not root.manager.disable and not _canary.disabled):
+    if not hasattr(HANDLER, "write") or (is_ours and not root.manager.disable and not _canary.disabled):
         return
     logging.disable(logging.NOTSET)
     for logger in (root, *map(logging.getLogger, list(root.manager.loggerDict))):
