@@ -22,7 +22,7 @@ MEASURED = "MEASURE_COVERAGE" in os.environ
 LIMIT_SECONDS = 1800
 # Of lines and branches of the chassis, in percent.
 COVERED = 100
-# In this framework's service all of the chassis runs: its routes and errors take lines that Starlette's do not.
+# In this framework's service all of the chassis runs: its routes and errors take lines of their own.
 WHOLE = "fastapi"
 # What meets no framework runs in that one alone: the chassis is the same in all of them (test_bake).
 ONCE = (

@@ -43,6 +43,12 @@ def test_json_is_checked_up_to_a_size_that_costs_no_memory(bare: Service) -> Non
         assert bare.ask("/read", method="POST", body=body, headers=JSON).status == status
 
 
+def test_what_is_not_said_to_be_json_is_not_checked(bare: Service) -> None:
+    for kind in ("text/plain", "application/jsonl", "application/x-json"):
+        answer = bare.ask("/read", method="POST", body=b"NaN", headers={"Content-Type": kind})
+        assert answer.status == 200
+
+
 def test_an_application_that_gives_up_with_its_client_is_no_error(bare: Service) -> None:
     with bare.dial() as client:
         client.sendall(b"POST /read HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")

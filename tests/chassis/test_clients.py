@@ -81,9 +81,11 @@ def test_what_is_not_http_gets_400_and_costs_nobody_else(probe: Service, bad: by
 
 @pytest.mark.parametrize("hosts", [b"", b"Host: a\r\nHost: b\r\n", b"Host: a b\r\n", b"Host: a/b\r\n"])
 def test_a_request_has_one_valid_host(probe: Service, hosts: bytes) -> None:
-    answer = probe.send(b"GET /trouble/nothing HTTP/1.1\r\n" + hosts + b"Connection: close\r\n\r\n")
+    answer = probe.send(b"GET /trouble/nothing HTTP/1.1\r\n" + hosts + b"\r\n" + GET + b"\r\n")
     assert answer.startswith(b"HTTP/1.1 400")
     assert b"one valid Host" in answer
+    assert b"\r\nconnection: close\r\n" in answer
+    assert answer.count(b"HTTP/1.1 ") == 1
     assert probe.send(b"GET /trouble/nothing HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200")
     assert probe.send(b"GET /trouble/nothing\r\n\r\n").startswith(b"HTTP/1.1 400")
 
@@ -180,6 +182,57 @@ def test_a_body_that_does_not_come_is_answered_with_408(
     assert b"application/problem+json" in received
     assert LIMITS.body_timeout_s <= after_s < LIMITS.body_timeout_s + ALLOWED_S
     assert refusals(probe, "slow") >= 2
+
+
+def test_a_header_block_that_comes_byte_by_byte_is_slow_as_a_whole(probe: Service) -> None:
+    with probe.dial() as client:
+        client.sendall(GET + b"X-Slow: ")
+        client.settimeout(LIMITS.head_timeout_s / 5)
+
+        def is_ended() -> bool:
+            try:
+                client.sendall(b"x")
+                return client.recv(1) == b""
+            except TimeoutError:
+                return False
+            except ConnectionError:
+                return True
+
+        wait_for(is_ended, "the end of the connection")
+
+
+def test_a_body_that_comes_byte_by_byte_is_slow_as_a_whole(probe: Service) -> None:
+    with probe.dial() as client:
+        client.sendall(POST + CHUNKED + b"\r\n")
+        # Each byte comes in time.
+        client.settimeout(LIMITS.body_timeout_s / 5)
+
+        def answer() -> bytes:
+            with contextlib.suppress(TimeoutError):
+                client.sendall(b"1\r\nx\r\n")
+                return client.recv(65536)
+            return b""
+
+        assert wait_for(answer, "an answer").startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_connection_is_kept_after_a_body_that_came_in_pieces(probe: Service) -> None:
+    with probe.dial() as client:
+        client.sendall(POST + b"Content-Length: 6\r\n\r\nabc")
+        time.sleep(0.1)
+        client.sendall(b"def")
+        assert client.recv(65536).endswith(b"\r\n\r\n6")
+        # What is late with a header block would have been ended by now: the service looks once a second.
+        time.sleep(LIMITS.head_timeout_s + 1.5)
+        client.sendall(GET + b"\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_request_may_take_longer_than_an_idle_connection_is_kept(start: Start) -> None:
+    process = start(APP_HTTP_KEEP_ALIVE="1").ready()
+    kept = process.connect()
+    for path in ("/trouble/before", "/slow?s=1.5"):
+        assert process.ask(path, on=kept).status == 200
 
 
 def test_half_sent_headers_do_not_cost_an_earlier_request_its_answer(probe: Service) -> None:

@@ -17,7 +17,7 @@ def test_an_unhandled_exception_tells_the_client_only_the_request_id(own: Servic
     assert (answer.status, answer.headers["content-type"]) == (500, PROBLEM_JSON)
     assert answer.json() == {"status": 500, "title": "Internal Server Error", "request_id": "r1"}
     line = own.line("unhandled exception")
-    assert line["request_id"] == "r1"
+    assert (line["logger"], line["request_id"]) == ("http", "r1")
     assert "RuntimeError: boom" in line["exception"]
     assert own.request_line("/trouble/exception")["status"] == 500
 
