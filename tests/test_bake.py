@@ -11,7 +11,7 @@ from kit.project import TARGETS, Bake, Project, Renders, git
 # The modules of the chassis that an answer adds.
 ADDED = {
     ("deploy_to", "systemd"): ("systemd.py",),
-    ("database", "postgresql"): ("migrate.py", "pool.py", "postgres.py", "schema.py"),
+    ("database", "postgresql"): ("migrate.py", "postgres.py"),
     ("http_client", "httpx2"): ("outgoing.py",),
     ("tracing", "opentelemetry"): ("otlp.py", "tracing.py"),
 }

@@ -1,12 +1,6 @@
 """What this service talks to: the outside world, each part behind a small class, made and pinged through svcs."""
 
-{% if cookiecutter.database == "postgresql" -%}
-from argparse import Namespace
-{% endif -%}
 from datetime import UTC, datetime
-{%- if cookiecutter.database == "postgresql" %}
-from pathlib import Path
-{%- endif %}
 
 import svcs
 {%- if cookiecutter.database == "postgresql" %}
@@ -17,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 {% if cookiecutter.database == "postgresql" -%}
 from .chassis import Command
-from .chassis.migrate import MIGRATE
+from .chassis.migrate import Migrations
 {% endif -%}
 {% if cookiecutter.http_client == "httpx2" -%}
 from .chassis.outgoing import register_http_client
@@ -36,7 +30,7 @@ NON_CRITICAL: frozenset[type] = frozenset()
 {%- if cookiecutter.database == "postgresql" %}
 
 # The schema that this version needs.
-MIGRATIONS = Path(__file__).with_name("migrations")
+MIGRATIONS = Migrations("{{ cookiecutter.package_name }}:migrations")
 {%- endif %}
 
 
@@ -71,7 +65,7 @@ class Guests:
         return await self._session.get(Guest, name)
 
 
-async def seed(_arguments: Namespace, _config: Config, services: svcs.Container) -> None:
+async def seed(_arguments: object, _config: Config, services: svcs.Container) -> None:
     """Put the rows into a new database that `make dev` is to begin with."""
     database = await services.aget(Database)
     async with database.transaction() as session:
@@ -80,7 +74,7 @@ async def seed(_arguments: Namespace, _config: Config, services: svcs.Container)
 
 
 # Commands of this service's own, with the same settings, secrets, services and logs.
-COMMANDS: dict[str, Command] = {"migrate": MIGRATE, "seed": Command(seed, "fill a new database for development")}
+COMMANDS: dict[str, Command] = {"migrate": MIGRATIONS.command, "seed": Command(seed, "fill a new database")}
 
 
 {% endif -%}
@@ -92,6 +86,6 @@ def register_services(registry: svcs.Registry, config: Config) -> None:
     register_http_client(registry, config.outgoing)
 {%- endif %}
 {%- if cookiecutter.database == "postgresql" %}
-    database = Database(config.db, MIGRATIONS)
+    database = Database(config.db, MIGRATIONS.check)
     registry.register_value(Database, database, ping=Database.ping, on_registry_close=database.close)
 {%- endif %}
