@@ -38,7 +38,7 @@ def pod(overlay: list[Object], kind: str) -> tuple[Object, Object]:
 def test_the_job_is_what_kubernetes_takes(overlay: list[Object]) -> None:
     (job,) = [each for each in overlay if each["kind"] == "Job"]
     kubernetes_validate.validate(job, "1.34", strict=True)
-    labels = job["spec"]["template"]["metadata"]["labels"]
+    labels = job["spec"]["template"].get("metadata", {}).get("labels", {})
     (service,) = [each for each in overlay if each["kind"] == "Service"]
     # Otherwise the pod of the job would be sent requests.
     assert not service["spec"]["selector"].items() <= labels.items()

@@ -3,10 +3,10 @@
 
 from collections.abc import Callable
 
-from .chassis.postgres import PASSWORD, database, server
+from .chassis.postgres import PASSWORD, database, port
 
 # A function is called when the service is started: it gives what is known only then.
-ENVIRONMENT: dict[str, str | Callable[[], str]] = {"APP_DB_PORT": lambda: str(server().port), "APP_DB_NAME": database}
+ENVIRONMENT: dict[str, str | Callable[[], str]] = {"APP_DB_PORT": port, "APP_DB_NAME": database}
 SECRETS: dict[str, str] = {"db_password": PASSWORD}
 {%- else %}
 

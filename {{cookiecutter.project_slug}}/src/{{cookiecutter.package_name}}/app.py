@@ -11,9 +11,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-{% if cookiecutter.database == "postgresql" -%}
-from .chassis.postgres import Database
-{% endif -%}
 from .config import Config
 from .domain import greet
 {% if cookiecutter.database == "postgresql" -%}
@@ -51,22 +48,16 @@ def create_app(config: Config, registry: svcs.Registry) -> Starlette:
 {%- if cookiecutter.database == "postgresql" %}
         response = await answer(request, guest.name)
         async with svcs.Container(registry) as services:
-            database = await services.aget(Database)
-            # Committed before the answer is sent.
-            async with database.transaction() as session:
-                await Guests(session).add(guest.name.strip())
+            guests = await services.aget(Guests)
+            await guests.add(guest.name.strip())
         return response
 
     async def visits(request: Request) -> Response:
         authorise(config, request.headers.get("authorization", ""))
         async with svcs.Container(registry) as services:
-            database = await services.aget(Database)
-            async with database.transaction() as session:
-                guest = await Guests(session).get(request.path_params["name"])
-        if guest is None:
-            raise HTTPException(404, "There was no such guest.")
-        seen = {"visits": guest.visits, "last_seen": guest.last_seen}
-        return Response(msgspec.json.encode(seen), media_type="application/json")
+            guests = await services.aget(Guests)
+            counted = {"visits": await guests.visits(request.path_params["name"])}
+        return Response(msgspec.json.encode(counted), media_type="application/json")
 {%- else %}
         return await answer(request, guest.name)
 {%- endif %}
@@ -95,18 +86,12 @@ def create_app(config: Config, registry: svcs.Registry) -> Starlette:
 
 import hmac
 from collections.abc import AsyncGenerator
-{%- if cookiecutter.database == "postgresql" %}
-from datetime import datetime
-{%- endif %}
 from typing import Annotated
 
 import svcs
 from fastapi import Depends, FastAPI, Header, HTTPException
 from pydantic import BaseModel
 
-{% if cookiecutter.database == "postgresql" -%}
-from .chassis.postgres import Database
-{% endif -%}
 from .config import Config
 from .domain import greet
 {% if cookiecutter.database == "postgresql" -%}
@@ -126,15 +111,6 @@ class Greeting(BaseModel):
     """What is answered."""
 
     text: str
-{%- if cookiecutter.database == "postgresql" %}
-
-
-class Visits(BaseModel):
-    """How often a guest was here, and when last."""
-
-    visits: int
-    last_seen: datetime
-{%- endif %}
 
 
 def create_app(config: Config, registry: svcs.Registry) -> FastAPI:
@@ -161,20 +137,14 @@ def create_app(config: Config, registry: svcs.Registry) -> FastAPI:
     async def greet_by_body(guest: Guest, services: Annotated[svcs.Container, Depends(authorised)]) -> Greeting:
 {%- if cookiecutter.database == "postgresql" %}
         greeting = await answer(guest.name, services)
-        database = await services.aget(Database)
-        # Committed before the answer is sent.
-        async with database.transaction() as session:
-            await Guests(session).add(guest.name.strip())
+        guests = await services.aget(Guests)
+        await guests.add(guest.name.strip())
         return greeting
 
     @app.get("/guests/{name}")
-    async def visits(name: str, services: Annotated[svcs.Container, Depends(authorised)]) -> Visits:
-        database = await services.aget(Database)
-        async with database.transaction() as session:
-            guest = await Guests(session).get(name)
-        if guest is None:
-            raise HTTPException(404, "There was no such guest.")
-        return Visits(visits=guest.visits, last_seen=guest.last_seen)
+    async def visits(name: str, services: Annotated[svcs.Container, Depends(authorised)]) -> dict[str, int]:
+        guests = await services.aget(Guests)
+        return {"visits": await guests.visits(name)}
 {%- else %}
         return await answer(guest.name, services)
 {%- endif %}

@@ -4,9 +4,8 @@ from datetime import UTC, datetime
 
 import svcs
 {%- if cookiecutter.database == "postgresql" %}
-from sqlalchemy import func
+from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncSession
 {%- endif %}
 
 {% if cookiecutter.database == "postgresql" -%}
@@ -49,28 +48,28 @@ class Clock:
 
 {% if cookiecutter.database == "postgresql" -%}
 class Guests:
-    """Who was greeted; one for each transaction."""
+    """Who was greeted, and how often."""
 
-    def __init__(self, session: AsyncSession) -> None:
-        self._session = session
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     async def add(self, name: str) -> None:
-        """Count a visit of *name*."""
-        first = insert(Guest).values(name=name, visits=1, last_seen=func.now())
-        again = {"visits": Guest.visits + 1, "last_seen": func.now()}
-        await self._session.execute(first.on_conflict_do_update(index_elements=[Guest.name], set_=again))
+        """Count a visit of *name*; it is committed when this returns."""
+        first, again = insert(Guest).values(name=name, visits=1), {"visits": Guest.visits + 1}
+        async with self._database.transaction() as session:
+            await session.execute(first.on_conflict_do_update(index_elements=[Guest.name], set_=again))
 
-    async def get(self, name: str) -> Guest | None:
-        """Return the guest *name*, if there was one."""
-        return await self._session.get(Guest, name)
+    async def visits(self, name: str) -> int:
+        """Return how often *name* was here."""
+        async with self._database.transaction() as session:
+            return await session.scalar(select(Guest.visits).where(Guest.name == name)) or 0
 
 
 async def seed(_arguments: object, _config: Config, services: svcs.Container) -> None:
     """Put the rows into a new database that `make dev` is to begin with."""
-    database = await services.aget(Database)
-    async with database.transaction() as session:
-        for name in ("Ada", "Grace"):
-            await Guests(session).add(name)
+    guests = await services.aget(Guests)
+    for name in ("Ada", "Grace"):
+        await guests.add(name)
 
 
 # Commands of this service's own, with the same settings, secrets, services and logs.
@@ -88,4 +87,5 @@ def register_services(registry: svcs.Registry, config: Config) -> None:
 {%- if cookiecutter.database == "postgresql" %}
     database = Database(config.db, MIGRATIONS.check)
     registry.register_value(Database, database, ping=Database.ping, on_registry_close=database.close)
+    registry.register_value(Guests, Guests(database))
 {%- endif %}

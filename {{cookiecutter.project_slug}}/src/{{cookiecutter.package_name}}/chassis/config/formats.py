@@ -68,10 +68,11 @@ class Format:
 
     def _assign(self, line: str, document: SettingsDocument) -> str:
         """Fill in *line* for each variable, below its help; of a secret, there is only the help."""
-        lines, problems = list[str](), list[Problem]()
+        lines, problems, group = list[str](), list[Problem](), ""
         for setting in document.settings:
             name, default = setting.name, as_text(setting.default)
-            lines += _explanation(setting)
+            before, group = group, name.split("_")[1]  # APP_HTTP_HOST is in a group with APP_HTTP_PORT.
+            lines += [*([] if group == before else [""]), *_explanation(setting)]
             if setting.file is None and "<VALUE>" not in line:
                 # Without the condition, the tool waits for the key.
                 place = CONDITION.sub("", line) if setting.always_required else line
@@ -117,7 +118,7 @@ def _explanation(setting: Setting) -> list[str]:
         mark = f"required once anything of {setting.optional_groups[-1]} is there"
     if setting.file is not None:
         mark = f"{mark}: a secret, the file {setting.file}"
-    return ["", _comment(setting.help), *([] if mark == "optional" else [f"# {mark}"])]
+    return [_comment(setting.help), *([] if mark == "optional" else [f"# {mark}"])]
 
 
 def _text(document: SettingsDocument) -> Files:
@@ -160,8 +161,7 @@ def _markdown(document: SettingsDocument) -> Files:
     for setting in document.settings:
         default = "-" if setting.default in (None, "") else f"`{setting.default}`"
         name = f"`{setting.name}`" if setting.file is None else f"secret file `{setting.file}`"
-        meaning = setting.help.replace("|", "&#124;")
-        table += f"| {name} | {'required' if setting.required else default} | {meaning} |\n"
+        table += f"| {name} | {'required' if setting.required else default} | {setting.help.replace('|', '&#124;')} |\n"
     return {"settings.md": table}
 
 
