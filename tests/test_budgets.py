@@ -21,7 +21,7 @@ MOST_LINES_FOR_SYSTEMD = 60
 MOST_LINES_OF_ITS_TESTS = 450
 MOST_LINES_OF_A_MODULE = 250
 # What the answer postgresql adds, its example and its tests included. The aim: 600.
-MOST_LINES_OF_A_DATABASE = 689
+MOST_LINES_OF_A_DATABASE = 690
 MOST_OVERRIDES = 4
 
 # What Python documents as a hook is there to be set.
