@@ -2,6 +2,8 @@
 .DEFAULT_GOAL := test
 
 VENV := .venv/bin
+# The byte code of the tests is written once, and not made anew by each worker.
+unexport PYTHONDONTWRITEBYTECODE
 # More than a small machine has cores: the tests wait for processes as long as they work.
 WORKERS := 3
 

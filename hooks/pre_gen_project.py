@@ -247,11 +247,13 @@ def problems(answers: Mapping[str, str]) -> list[str]:
 
 def lost_defaults(choices: Mapping[str, Sequence[str]]) -> Iterator[str]:
     """Name the choices in a person's configuration for which cookiecutter drops all of its defaults."""
-    import yaml  # cookiecutter needs it too
-
     named = os.environ.get("COOKIECUTTER_CONFIG") or "~/.cookiecutterrc"
     # This runs in the project's folder; a relative path starts where the person stood.
     path = Path(os.environ.get("PWD", ""), Path(named).expanduser())
+    if not os.access(path, os.R_OK):
+        return
+    import yaml  # cookiecutter needs it too; few people have such a file
+
     try:
         defaults = yaml.safe_load(path.read_text(encoding="utf-8"))["default_context"]
         given = {name: defaults[name] for name in choices if name in defaults}

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from kit.collector import Collector, running_collector
+from kit.command import Command, cookiecutter_command
 from kit.engine import Engine
 from kit.load import ROWS
-from kit.project import COMBINATIONS, Bake, Project, Renders, copy_of_the_template
+from kit.project import COMBINATIONS, Bake, Project, Renders, combinations, copy_of_the_template
 from kit.tools import tool
 from kit.updates import render, small_template
 from kit.world import World
@@ -112,7 +113,7 @@ def bake(renders: Renders, tmp_path: Path) -> Bake:
     return lambda **answers: renders.fresh(tmp_path, answers)
 
 
-@pytest.fixture(params=COMBINATIONS)
+@pytest.fixture(params=combinations(COMBINATIONS))
 def project(request: pytest.FixtureRequest, renders: Renders) -> Project:
     """A project for each of the named combinations; not to be changed."""
     return renders.get(**COMBINATIONS[request.param])
@@ -130,10 +131,17 @@ def fastapi(renders: Renders) -> Project:
     return renders.with_environment(web_framework="fastapi")
 
 
+@pytest.fixture(scope="session")
+def cookiecutter() -> Iterator[Command]:
+    """What runs cookiecutter's command as a person does."""
+    with cookiecutter_command() as command:
+        yield command
+
+
 @pytest.fixture
-def committed(bake: Bake) -> Project:
+def committed(renders: Renders, tmp_path: Path) -> Project:
     """The default service with its environment, as a repository with one commit; the test's own."""
-    return bake().sync().commit()
+    return renders.own(tmp_path, {}).commit()
 
 
 @pytest.fixture(scope="session")

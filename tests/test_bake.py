@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.parsing import check_parses
-from kit.project import TARGETS, Bake, Project, Renders, git
+from kit.project import TARGETS, Project, Renders, git
 
 # The modules of the chassis that an answer adds.
 ADDED = {
@@ -89,9 +89,10 @@ def test_what_the_team_owns_exists(project: Project) -> None:
 
 
 def test_a_checkout_with_the_line_ends_of_windows_has_the_same_bytes(
-    bake: Bake, template: Path, tmp_path: Path
+    renders: Renders, template: Path, tmp_path: Path
 ) -> None:
-    for number, source in enumerate((bake(deploy_to="systemd").commit().path, template)):
+    project = renders.copy(tmp_path, {"deploy_to": "systemd"}).commit()
+    for number, source in enumerate((project.path, template)):
         clone = tmp_path / str(number)
         git(tmp_path, "clone", "--quiet", "--config", "core.autocrlf=true", str(source), str(clone))
         names = git(clone, "ls-files", "-z").strip("\0").split("\0")
@@ -99,8 +100,10 @@ def test_a_checkout_with_the_line_ends_of_windows_has_the_same_bytes(
         assert not [name for name in names if (clone / name).read_bytes() != (source / name).read_bytes()]
 
 
-def test_a_fresh_clone_has_a_folder_for_secrets_and_git_sees_none_of_them(bake: Bake, tmp_path: Path) -> None:
-    project = bake().commit()
+def test_a_fresh_clone_has_a_folder_for_secrets_and_git_sees_none_of_them(
+    renders: Renders, tmp_path: Path
+) -> None:
+    project = renders.copy(tmp_path, {}).commit()
     clone = tmp_path / "clone"
     git(tmp_path, "clone", "--quiet", str(project.path), str(clone))
     # Otherwise Compose makes it, as root's.

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from kit.project import CHOICES, COMBINATIONS, ROOT, Bake, Project, Renders
+from kit.project import CHOICES, COMBINATIONS, ROOT, Project, Renders
 
 pytestmark = pytest.mark.slow
 
@@ -81,8 +81,8 @@ def test_each_two_answers_are_checked_together(renders: Renders) -> None:
     assert not missing, f"never checked together: {sorted(map(sorted, missing))}"
 
 
-def test_the_chassis_and_its_tests_outlive_the_example(bake: Bake, uv: Path) -> None:
-    project = bake().sync()
+def test_the_chassis_and_its_tests_outlive_the_example(renders: Renders, uv: Path, tmp_path: Path) -> None:
+    project = renders.own(tmp_path, {})
     for path in (TEAM / "src").iterdir():
         shutil.copy(path, project.path / "src" / project.package)
     for path in (TEAM / "tests").iterdir():

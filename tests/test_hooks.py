@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kit.command import Command
 from kit.hooks import HOOK
-from kit.project import Renders, copy_of_the_template, git
+from kit.project import Renders, git
 from kit.service import clean_environment
 from kit.tools import tool
 
@@ -53,12 +54,15 @@ class Rendered:
 
 
 @pytest.fixture
-def person(tmp_path: Path, template: Path) -> Person:
-    """A person with a HOME of their own, the tools named, and git told who commits."""
+def person(tmp_path: Path, small: Path, cookiecutter: Command) -> Person:
+    """A person with a HOME of their own, the tools named, and git told who commits.
+
+    The template is the one without its chassis, unless another one is given: the hooks do the same to it.
+    """
 
     def render(
         *tools: str,
-        source: str | Path = template,
+        source: str | Path = small,
         within: str = "work",
         output: str = ".",
         options: tuple[str, ...] = (),
@@ -77,16 +81,8 @@ def person(tmp_path: Path, template: Path) -> Person:
         git = {"GIT_CONFIG_GLOBAL": str(home / "git"), "GIT_CONFIG_NOSYSTEM": "1"}
         environment = clean_environment(**{"HOME": str(home), "PATH": str(programs)} | cache | git | changes)
         environment.pop("EMAIL", None)
-        command = (sys.executable, "-m", "cookiecutter", "--no-input")
-        done = subprocess.run(
-            (*command, "--output-dir", output, str(source), *options),
-            cwd=work,
-            env=environment | {"PWD": str(work)},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=180,
-        )
+        command = ("--no-input", "--output-dir", output, source, *options)
+        done = cookiecutter(command, work, environment | {"PWD": str(work)})
         assert done.returncode == 0, done.stdout + done.stderr
         project = work / output / "my-service"
         assert (project / "pyproject.toml").is_file()
@@ -96,8 +92,8 @@ def person(tmp_path: Path, template: Path) -> Person:
     return render
 
 
-def test_with_everything_the_render_and_the_lock_are_committed(person: Person) -> None:
-    rendered = person("git", "uv")
+def test_with_everything_the_render_and_the_lock_are_committed(person: Person, template: Path) -> None:
+    rendered = person("git", "uv", source=template)
     assert "Skipped" not in rendered.said
     assert NEXT_STEPS in rendered.said
     assert rendered.git("log", "--format=%an: %s") == (
@@ -110,11 +106,11 @@ def test_with_everything_the_render_and_the_lock_are_committed(person: Person) -
 
 @pytest.mark.parametrize("output", [".", "elsewhere"])
 def test_a_folder_is_linked_by_its_whole_path_and_said_to_be_one(
-    person: Person, template: Path, tmp_path: Path, output: str
+    person: Person, small: Path, tmp_path: Path, output: str
 ) -> None:
-    rendered = person("git", source=os.path.relpath(template, tmp_path / "work"), output=output)
-    assert rendered.link["template"] == str(template)
-    assert f"Linked to {template}, a folder that others don't have." in rendered.said
+    rendered = person("git", source=os.path.relpath(small, tmp_path / "work"), output=output)
+    assert rendered.link["template"] == str(small)
+    assert f"Linked to {small}, a folder that others don't have." in rendered.said
 
 
 @pytest.mark.parametrize(
@@ -138,19 +134,21 @@ def test_a_folder_is_linked_by_its_whole_path_and_said_to_be_one(
     ],
 )
 def test_a_url_is_linked_in_full_and_without_a_password(
-    person: Person, template: Path, tmp_path: Path, typed: str, cloned: str, linked: str
+    person: Person, small: Path, tmp_path: Path, typed: str, cloned: str, linked: str
 ) -> None:
     config = tmp_path / "config"
-    config.write_text(f'[url "{template.as_uri()}"]\ninsteadOf = {cloned}\n', encoding="utf-8")
+    config.write_text(f'[url "{small.as_uri()}"]\ninsteadOf = {cloned}\n', encoding="utf-8")
     rendered = person("git", source=typed, GIT_CONFIG_GLOBAL=str(config))
     assert rendered.link["template"] == rendered.link["context"]["cookiecutter"]["_template"] == linked
-    assert rendered.link["commit"] == git(template, "rev-parse", "HEAD")
+    assert rendered.link["commit"] == git(small, "rev-parse", "HEAD")
     assert "hunter2" not in (rendered.path / ".cruft.json").read_text(encoding="utf-8")
     assert "Linked to" not in rendered.said
 
 
-def test_changes_that_are_not_committed_are_no_version_to_link_to(person: Person, tmp_path: Path) -> None:
-    changed = copy_of_the_template(tmp_path / "changed")
+def test_changes_that_are_not_committed_are_no_version_to_link_to(
+    person: Person, small: Path, tmp_path: Path
+) -> None:
+    changed = shutil.copytree(small, tmp_path / "changed")
     (changed / "{{cookiecutter.project_slug}}" / "new").touch()
     rendered = person("git", source=changed)
     assert "has changes that are not committed" in rendered.said
@@ -158,8 +156,10 @@ def test_changes_that_are_not_committed_are_no_version_to_link_to(person: Person
     assert not (rendered.path / ".cruft.json").exists()
 
 
-def test_a_template_that_is_no_repository_has_no_version_to_link_to(person: Person, tmp_path: Path) -> None:
-    plain = copy_of_the_template(tmp_path / "plain")
+def test_a_template_that_is_no_repository_has_no_version_to_link_to(
+    person: Person, small: Path, tmp_path: Path
+) -> None:
+    plain = shutil.copytree(small, tmp_path / "plain")
     shutil.rmtree(plain / ".git")
     rendered = person("git", source=plain)
     assert f"{plain} is not a git repository, so there is no version to link to" in rendered.said
@@ -167,9 +167,9 @@ def test_a_template_that_is_no_repository_has_no_version_to_link_to(person: Pers
 
 
 def test_the_link_that_could_not_be_made_is_made_by_the_command_that_is_printed(
-    person: Person, template: Path, tmp_path: Path
+    person: Person, small: Path, tmp_path: Path
 ) -> None:
-    archive = copy_of_the_template(tmp_path / "archive")
+    archive = shutil.copytree(small, tmp_path / "archive")
     shutil.rmtree(archive / ".git")
     answers = {
         "project_description": 'Zoë\'s "books" & $HOME.',
@@ -180,8 +180,8 @@ def test_the_link_that_could_not_be_made_is_made_by_the_command_that_is_printed(
     rendered = person("git", source=archive, options=given)
     (line,) = (line for line in rendered.said.splitlines() if "uvx cruft link" in line)
     words = shlex.split(line.partition("Later: uvx ")[2])
-    commit = git(template, "rev-parse", "HEAD")
-    known = {"TEMPLATE_URL": template.as_uri(), "VERSION": commit}
+    commit = git(small, "rev-parse", "HEAD")
+    known = {"TEMPLATE_URL": small.as_uri(), "VERSION": commit}
     command = (sys.executable, "-m", *(known.get(word, word) for word in words))
     subprocess.run(
         command, cwd=rendered.path, env=rendered.environment | {"PATH": os.environ["PATH"]}, check=True
@@ -190,12 +190,13 @@ def test_the_link_that_could_not_be_made_is_made_by_the_command_that_is_printed(
     assert rendered.link["context"]["cookiecutter"].items() >= answers.items()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [("--overwrite-if-exists",), ("-f", "--skip-if-file-exists")])
 def test_a_link_that_is_there_stays_since_files_that_are_there_may_be_older(
-    person: Person, template: Path, tmp_path: Path, options: tuple[str, ...]
+    person: Person, small: Path, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     source = tmp_path / "template"
-    git(tmp_path, "clone", "--quiet", str(template), str(source))
+    git(tmp_path, "clone", "--quiet", str(small), str(source))
     before = person("git", source=source)
     link = (before.path / ".cruft.json").read_bytes()
     with (source / "{{cookiecutter.project_slug}}/Dockerfile").open("a", encoding="utf-8") as dockerfile:
@@ -208,8 +209,10 @@ def test_a_link_that_is_there_stays_since_files_that_are_there_may_be_older(
     assert (after.path / ".cruft.json").read_bytes() == link
 
 
-def test_a_template_in_a_folder_of_a_repository_is_linked_with_it(person: Person, tmp_path: Path) -> None:
-    inner = copy_of_the_template(tmp_path / "mono" / "template")
+def test_a_template_in_a_folder_of_a_repository_is_linked_with_it(
+    person: Person, small: Path, tmp_path: Path
+) -> None:
+    inner = shutil.copytree(small, tmp_path / "mono" / "template")
     shutil.rmtree(inner / ".git")
     for command in (("init", "--quiet"), ("add", "--all"), ("commit", "--quiet", "--message", "All")):
         git(inner.parent, *command)
@@ -265,17 +268,17 @@ def test_over_a_project_that_is_there_only_its_own_files_are_made(person: Person
 
 
 def test_an_archive_of_the_template_gives_programs_that_run(
-    person: Person, template: Path, tmp_path: Path
+    person: Person, small: Path, tmp_path: Path
 ) -> None:
     archive = tmp_path / "deployable-service.zip"
-    git(template, "archive", "--prefix=deployable-service/", f"--output={archive}", "HEAD")
+    git(small, "archive", "--prefix=deployable-service/", f"--output={archive}", "HEAD")
     rendered = person(source=archive, options=("deploy_to=systemd",))
     assert os.access(rendered.path / "deploy" / "systemd" / "rolling-restart", os.X_OK)
 
 
 @pytest.mark.parametrize("reader", ["a reader that goes away", "/dev/full", "a closed stream"])
-def test_words_that_nobody_reads_delete_no_project(template: Path, tmp_path: Path, reader: str) -> None:
-    command = (sys.executable, "-m", "cookiecutter", "--no-input", "--default-config", str(template))
+def test_words_that_nobody_reads_delete_no_project(small: Path, tmp_path: Path, reader: str) -> None:
+    command = (sys.executable, "-m", "cookiecutter", "--no-input", "--default-config", str(small))
     environment = clean_environment(HOME=str(tmp_path), PATH=str(tmp_path))
     if reader == "a closed stream":
         shell = ("/bin/sh", "-c", 'exec "$@" >&-', "sh")
@@ -317,6 +320,7 @@ def test_a_member_of_a_workspace_is_not_locked_and_nothing_above_it_changes(
     assert {path.name for path in root.iterdir()} == {"pyproject.toml", within.partition("/")[0]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "table", ['members = ["libraries/*"]', 'members = ["services/*"]\nexclude = ["services/my-*"]']
 )
@@ -395,13 +399,13 @@ def test_a_git_that_fails_leaves_no_half_made_repository(person: Person, tmp_pat
 
 
 def test_cruft_renders_without_the_extra_steps(
-    template: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    small: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     work = tmp_path / "work"
     work.mkdir()
     environment = clean_environment(HOME=str(tmp_path), GIT_CONFIG_GLOBAL=os.devnull)
     capfd.readouterr()
-    create = (sys.executable, "-m", "cruft", "create", "--no-input", "--default-config", str(template))
+    create = (sys.executable, "-m", "cruft", "create", "--no-input", "--default-config", str(small))
     subprocess.run(create, cwd=work, env=environment, check=True)
     said = capfd.readouterr()
     project = work / "my-service"

@@ -1,10 +1,11 @@
 """Pre-commit sees what must not get into a project; that a fresh one passes, test_checks.py shows."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kit.project import Project, git
+from kit.project import Project, Renders, git
 
 pytestmark = pytest.mark.slow
 
@@ -56,6 +57,19 @@ NAMELESS = {
     ],
     "ruff": ["unused.py", "1 file reformatted"],
 }
+
+
+@pytest.fixture(scope="module")
+def project(renders: Renders, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The default service with its environment, as a repository with one commit."""
+    return renders.own(tmp_path_factory.mktemp("house"), {}).commit()
+
+
+@pytest.fixture
+def committed(project: Project) -> Iterator[Project]:
+    """The same, and as it was afterwards."""
+    yield project
+    git(project.path, "reset", "--quiet", "--hard")
 
 
 @pytest.mark.parametrize("hook", dict.fromkeys(hook for _, _, hook in MISTAKES))

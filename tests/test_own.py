@@ -2,17 +2,19 @@
 
 import json
 import re
-import subprocess
-import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from kit.command import Command
 from kit.parsing import check_parses
-from kit.project import ROOT, TARGETS, copy_of_the_template, git
+from kit.project import ROOT, TARGETS, git
 from kit.service import clean_environment
 from kit.updates import PROJECT, commit, replace
+
+Rendered = Callable[[Path, str], Path]
 
 # What an organisation may want to be otherwise, and what it wants here.
 OWN = {
@@ -35,11 +37,11 @@ DEFAULTS = re.compile(
 )
 
 
-@pytest.fixture
-def fork(tmp_path: Path) -> Path:
-    """A clone of the template in which one commit changes only these variables."""
-    fork = tmp_path / "fork"
-    git(tmp_path, "clone", "--quiet", str(copy_of_the_template(tmp_path / "upstream")), str(fork))
+@pytest.fixture(scope="module")
+def fork(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone of the template in which one commit changes only these variables; not to be changed."""
+    fork = tmp_path_factory.mktemp("ours") / "fork"
+    git(fork.parent, "clone", "--quiet", str(template), str(fork))
     file = fork / "cookiecutter.json"
     text = file.read_text(encoding="utf-8")
     for name, value in OWN.items():
@@ -50,15 +52,18 @@ def fork(tmp_path: Path) -> Path:
     return fork
 
 
-def render(template: Path, into: Path, target: str) -> Path:
-    into.mkdir()
-    command = (sys.executable, "-m", "cookiecutter", "--no-input", "--default-config", template)
-    environment = clean_environment(HOME=str(into), PATH=str(into))
-    done = subprocess.run(
-        (*command, f"deploy_to={target}"), cwd=into, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return into / "my-service"
+@pytest.fixture
+def rendered_from(tmp_path: Path, cookiecutter: Command) -> Rendered:
+    """What renders a template for one of the targets, without tools, and returns the service's folder."""
+
+    def render(template: Path, target: str) -> Path:
+        command = ("--no-input", "--default-config", template, f"deploy_to={target}")
+        environment = clean_environment(HOME=str(tmp_path), PATH=str(tmp_path))
+        done = cookiecutter(command, tmp_path, environment)
+        assert done.returncode == 0, done.stderr
+        return tmp_path / "my-service"
+
+    return render
 
 
 def test_every_private_variable_is_one_that_an_organisation_may_change() -> None:
@@ -71,8 +76,8 @@ def test_every_private_variable_is_one_that_an_organisation_may_change() -> None
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_what_is_changed_is_used_everywhere(fork: Path, tmp_path: Path, target: str) -> None:
-    service = render(fork, tmp_path / "work", target)
+def test_what_is_changed_is_used_everywhere(fork: Path, rendered_from: Rendered, target: str) -> None:
+    service = rendered_from(fork, target)
     texts = {
         path.relative_to(service).as_posix(): path.read_text(encoding="utf-8")
         for path in service.rglob("*")
@@ -113,8 +118,12 @@ def test_what_is_changed_is_used_everywhere(fork: Path, tmp_path: Path, target: 
     assert "\n* @acme/platform\n" in texts[".github/CODEOWNERS"]
 
 
-def test_upstreams_releases_merge_without_a_conflict(fork: Path, tmp_path: Path) -> None:
-    upstream = tmp_path / "upstream"
+def test_upstreams_releases_merge_without_a_conflict(
+    fork: Path, template: Path, rendered_from: Rendered, tmp_path: Path
+) -> None:
+    upstream, ours = tmp_path / "upstream", tmp_path / "ours"
+    for source, clone in ((template, upstream), (fork, ours)):
+        git(tmp_path, "clone", "--quiet", str(source), str(clone))
     # A bump of both images, a question on each side of the owner's, a variable, and a changed workflow.
     dockerfile = upstream / PROJECT / "Dockerfile"
     replace(dockerfile, "FROM python:3.15-slim", "FROM python:3.16-slim")
@@ -128,11 +137,8 @@ def test_upstreams_releases_merge_without_a_conflict(fork: Path, tmp_path: Path)
     )
     replace(upstream / PROJECT / ".github/workflows/ci.yml", "timeout-minutes: 10", "timeout-minutes: 11")
     commit(upstream, "Release")
-    git(fork, "pull", "--quiet", "--no-rebase", "--no-edit", "origin", "main")
-    merged = json.loads((fork / "cookiecutter.json").read_text(encoding="utf-8"))
+    git(ours, "pull", "--quiet", "--no-rebase", "--no-edit", str(upstream), "main")
+    merged = json.loads((ours / "cookiecutter.json").read_text(encoding="utf-8"))
     assert merged | OWN == merged
     assert (merged["on_call"], merged["_mirror"]) == ("", "")
-    assert (
-        "timeout-minutes: 11"
-        in (render(fork, tmp_path / "work", "swarm") / ".github/workflows/ci.yml").read_text()
-    )
+    assert "timeout-minutes: 11" in (rendered_from(ours, "swarm") / ".github/workflows/ci.yml").read_text()

@@ -3,8 +3,6 @@
 import ast
 import json
 import tomllib
-import unicodedata
-from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -21,21 +19,6 @@ def check_parses(path: Path) -> None:
         case ".json":
             json.loads(text)
         case ".yaml" | ".yml":
-            for document in yaml.safe_load_all(text):
-                # An escape of JSON for an emoji is two halves of one character for YAML.
-                broken = [
-                    text for text in texts_in(document) if any(unicodedata.category(c) == "Cs" for c in text)
-                ]
-                assert not broken, f"{path} has broken characters in {broken!r}"
-
-
-def texts_in(value: object) -> Iterator[str]:
-    match value:
-        case str():
-            yield value
-        case dict():
-            for pair in value.items():
-                yield from texts_in(pair)
-        case list() | tuple():
-            for item in value:
-                yield from texts_in(item)
+            # libyaml refuses an escape of JSON for an emoji, which is two halves of one character for YAML.
+            for _ in yaml.load_all(text, Loader=yaml.CSafeLoader):
+                pass

@@ -2,15 +2,17 @@
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TextIO
 
 import pytest
@@ -60,8 +62,12 @@ COMBINATIONS: Mapping[str, Mapping[str, str]] = {
         "http_client": "httpx2",
     },
 }
+# Each choice is in one of them: the other combinations are slow.
+QUICK = ("starlette-kubernetes", "starlette-swarm", "fastapi-systemd", "postgresql", "hostile", "longest")
 # What a service itself has no use for.
 FOR_CHASSIS = ("pytest-xdist>=3.8,<4", "websockets>=16,<17")
+# The environments that a new one gets byte code from.
+NEWEST = 4
 # What is no part of the template, in a copy of this work tree.
 NOT_COPIED = (".git", ".venv", "build", "__pycache__", ".*_cache", ".hypothesis")
 
@@ -194,13 +200,13 @@ class Renders:
 
     def with_environment(self, **answers: str) -> Project:
         """Return the one render of these answers that has its environment; not to be changed."""
-        return self._once("environment", answers, lambda into: self._sync(self.copy(into, answers)))
+        return self._once("environment", answers, lambda into: self.sync(self.copy(into, answers)))
 
     def for_chassis(self, **answers: str) -> Project:
         """Return the one render of these answers whose environment can run tests/chassis side by side."""
 
         def make(into: Path) -> Project:
-            project = self._sync(self.copy(into, answers))
+            project = self.sync(self.copy(into, answers))
             project.run(tool("uv"), "pip", "install", "--quiet", "--python", project.python, *FOR_CHASSIS)
             return project
 
@@ -217,20 +223,28 @@ class Renders:
 
         return self._once("people", answers, make)
 
-    def _sync(self, project: Project) -> Project:
-        """Build the environment, with the byte code that earlier ones have of the same files.
+    def own(self, into: Path, answers: Mapping[str, str]) -> Project:
+        """Return a copy of the render of these answers with its environment, which may be changed."""
+        return self.sync(self.copy(into, answers))
+
+    def sync(self, project: Project) -> Project:
+        """Build the project's environment, with the byte code that earlier ones have of the same files.
 
         uv links one file into all of them, and without byte code each begins with seconds of compiling.
         """
         project.sync()
         here = project.path / ".venv"
-        for compiled in self._folder.glob("*/*/.venv/lib/*/site-packages/**/__pycache__/*.pyc"):
-            there = here / Path(*compiled.parts[compiled.parts.index(".venv") + 1 :])
-            name = f"{compiled.name.partition('.')[0]}.py"
-            source = there.parents[1] / name
-            if not there.exists() and source.exists() and source.samefile(compiled.parents[1] / name):
-                there.parent.mkdir(exist_ok=True)
-                there.hardlink_to(compiled)
+        # Each has what there was when it was made, so that the newest ones have all of it.
+        others = sorted(self._folder.glob("*/*/.venv"), key=lambda path: path.stat().st_mtime)[-NEWEST:]
+        for folder in (folder for other in others for folder in other.glob("lib/**/__pycache__")):
+            target = Path(here, *folder.parts[folder.parts.index(".venv") + 1 :])
+            for compiled in os.scandir(folder) if target.parent.is_dir() else ():
+                source = f"{compiled.name.partition('.')[0]}.py"
+                known, wanted = folder.parent / source, target.parent / source
+                there = target / compiled.name
+                if not there.exists() and wanted.exists() and known.exists() and wanted.samefile(known):
+                    target.mkdir(exist_ok=True)
+                    there.hardlink_to(compiled)
         return project
 
     def _once(self, kind: str, answers: Mapping[str, str], make: Callable[[Path], Project]) -> Project:
@@ -245,18 +259,26 @@ class Renders:
         return Project(Path((folder / "made").read_text(encoding="utf-8")), resolved(answers))
 
 
+def combinations(names: Iterable[str]) -> list[pytest.ParameterSet]:
+    """Return the parameters of a fixture that gives some of COMBINATIONS."""
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
+
+
 def typed(answers: Mapping[str, str]) -> dict[str, str]:
     return {name: value if name in CHOICES else as_typed(value) for name, value in answers.items()}
 
 
-def resolved(answers: Mapping[str, str]) -> dict[str, str]:
+def resolved(answers: Mapping[str, str]) -> Mapping[str, str]:
     """Return all answers: those given, and the defaults that follow from them."""
-    context = generate_context(context_file=str(ROOT / "cookiecutter.json"), extra_context=typed(answers))
-    return {
-        name: value
-        for name, value in prompt_for_config(context, no_input=True).items()
-        if not name.startswith("_")
-    }
+    return _resolved(frozenset(answers.items()))
+
+
+@functools.cache
+def _resolved(answers: frozenset[tuple[str, str]]) -> Mapping[str, str]:
+    extra = typed(dict(answers))
+    context = generate_context(context_file=str(ROOT / "cookiecutter.json"), extra_context=extra)
+    every = prompt_for_config(context, no_input=True)
+    return MappingProxyType({name: value for name, value in every.items() if not name.startswith("_")})
 
 
 @contextlib.contextmanager
