@@ -65,12 +65,10 @@ def root(renders: Renders, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / name).write_text("import   os\n")
     (root / "their" / "model.bin").write_bytes(b"0" * 600_000)
     (root / "their" / "compose.yaml").write_text("{{ a template }}\n")
-    teams = root / "teams"
-    teams.mkdir()
-    project = renders.fresh(teams, {})
     # A name as git quotes it, and as shells split it.
-    folder = project.path.parent.rename(teams / "équipe bleue") / "my-service"
-    Project(folder, project.answers).sync()
+    teams = root / "teams" / "équipe bleue"
+    teams.mkdir(parents=True)
+    renders.own(teams, {})
     git(root, "init", "--quiet", "--initial-branch=main")
     commit(root, "All")
     return root

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kit.project import Bake, Project
+from kit.project import Project, Renders
 from kit.service import LOOPBACK, answers, ask, clean_environment, free_ports, wait_for
 
 pytestmark = pytest.mark.slow
@@ -29,29 +29,26 @@ def test_one_test_runs_by_itself(rendered: Project, uv: Path, options: tuple[str
     assert "coverage" not in said
 
 
-def test_a_suite_passes_while_another_one_runs_beside_it(rendered: Project) -> None:
-    suites = [
-        subprocess.Popen(
-            (rendered.python, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
-            cwd=rendered.path,
-            env=clean_environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    said = [suite.communicate(timeout=300)[0] for suite in suites]
-    assert [suite.returncode for suite in suites] == [0, 0], "\n".join(said)
-
-
-def test_the_suite_passes_behind_a_proxy_and_in_a_deep_folder(rendered: Project, tmp_path: Path) -> None:
+def test_suites_pass_beside_each_other_behind_a_proxy_and_in_a_deep_folder(
+    rendered: Project, tmp_path: Path
+) -> None:
     # A socket's address holds 107 characters, on macOS 103.
     deep = tmp_path / "jenkins" / ("workspace of a build" * 4) / "my-service@tmp"
     deep.mkdir(parents=True)
     nobody = dict.fromkeys(("http_proxy", "HTTP_PROXY", "ALL_PROXY"), "http://127.0.0.1:9")
-    suite = (rendered.python, "-m", "pytest", "-q", "-p", "no:cacheprovider")
-    rendered.run(*suite, TMPDIR=str(deep), **nobody)
+    suites = [
+        subprocess.Popen(
+            (rendered.python, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+            cwd=rendered.path,
+            env=clean_environment(**environment),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for environment in ({}, {"TMPDIR": str(deep), **nobody})
+    ]
+    said = [suite.communicate(timeout=300)[0] for suite in suites]
+    assert [suite.returncode for suite in suites] == [0, 0], "\n".join(said)
 
 
 class Dev:
@@ -114,9 +111,9 @@ def folder() -> Iterator[Path]:
 
 
 def test_make_dev_hands_over_settings_and_secrets_and_restarts_on_save(
-    bake: Bake, uv: Path, folder: Path
+    renders: Renders, uv: Path, folder: Path, tmp_path: Path
 ) -> None:
-    project = bake().sync()
+    project = renders.own(tmp_path, {})
     (project.path / "secrets").mkdir(exist_ok=True)
     (project.path / "secrets" / "greeting_token").write_text("hunter2")
     dev = Dev(project, uv, folder)
@@ -139,8 +136,10 @@ def test_make_dev_hands_over_settings_and_secrets_and_restarts_on_save(
         dev.end()
 
 
-def test_make_dev_brings_a_database_with_rows_which_stay(bake: Bake, uv: Path, folder: Path) -> None:
-    project = bake(database="postgresql").sync()
+def test_make_dev_brings_a_database_with_rows_which_stay(
+    renders: Renders, uv: Path, folder: Path, tmp_path: Path
+) -> None:
+    project = renders.own(tmp_path, {"database": "postgresql"})
     servers: list[Path] = []
     try:
         for visits in (1, 2):
