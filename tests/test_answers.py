@@ -266,7 +266,7 @@ quick = settings(
 )
 
 
-@settings(quick, max_examples=1000)
+@settings(quick, max_examples=400)
 @given(st.text(max_size=250) | packages)
 def test_no_answer_confuses_the_check(answer: str) -> None:
     """Each question is checked by itself, so that one text is an answer to all of them."""

@@ -57,8 +57,8 @@ def what_is_checked(project: Project) -> bytes:
 
 def check(project: Project, uv: Path) -> None:
     project.run("make", "test", PATH=f"{uv.parent}{os.pathsep}{os.environ['PATH']}")
-    for step in STEPS:
-        project.run(uv, "run", *step)
+    for program, *arguments in STEPS:
+        project.run(project.path / ".venv/bin" / program, *arguments)
 
 
 @pytest.mark.parametrize("combination", CHECKED)
