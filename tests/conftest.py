@@ -12,7 +12,7 @@ from kit.collector import Collector, running_collector
 from kit.command import Command, cookiecutter_command
 from kit.engine import Engine
 from kit.load import ROWS
-from kit.project import COMBINATIONS, Bake, Project, Renders, combinations, copy_of_the_template
+from kit.project import CHECKED, COMBINATIONS, Bake, Project, Renders, combinations, copy_of_the_template
 from kit.tools import tool
 from kit.updates import render, small_template
 from kit.world import World
@@ -90,9 +90,18 @@ def rows(show: Callable[[str], None]) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def mypy_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+def mypy_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Let mypy read once what all projects install: it knows a file by its hash, wherever it is."""
-    os.environ["MYPY_CACHE_DIR"] = str(tmp_path_factory.getbasetemp() / "mypy")
+    folder = tmp_path_factory.getbasetemp() / "mypy"
+    os.environ["MYPY_CACHE_DIR"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def what_mypy_read(mypy_cache: Path, renders: Renders) -> None:
+    """The same for all workers of the session: what the project with the most dependencies installs."""
+    if not mypy_cache.exists():
+        renders.what_mypy_read(mypy_cache, CHECKED["hostile names, all"])
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from kit.project import ROOT, git
+from kit.project import ROOT, Project, Renders, git
 from kit.updates import commit, contents, cruft, shell, template_with_releases, update
 
 # A service as there are many, with settings and a password from variables, prints, a port of its own choice;
@@ -14,7 +14,9 @@ ADOPTED = ROOT / "tests" / "apps" / "adopted"
 
 
 @pytest.mark.slow
-def test_a_service_from_elsewhere_moves_in_as_the_page_says(uv: Path, tmp_path: Path) -> None:
+def test_a_service_from_elsewhere_moves_in_as_the_page_says(
+    renders: Renders, uv: Path, tmp_path: Path
+) -> None:
     template = template_with_releases(tmp_path / "deployable-service")
     service = Path(shutil.copytree(ADOPTED / "before", tmp_path / "books"))
     git(service, "init", "--quiet", "--initial-branch=main")
@@ -40,7 +42,8 @@ def test_a_service_from_elsewhere_moves_in_as_the_page_says(uv: Path, tmp_path: 
     for name in ("books.py", "requirements.txt", "tests/test_domain.py"):
         (service / name).unlink()
     shutil.copytree(ADOPTED / "after", service, dirs_exist_ok=True)
-    shell(service, uv, "add", "--quiet", "humanize")
+    shell(service, uv, "add", "--quiet", "--no-sync", "humanize")
+    renders.sync(Project(service, {}))
     example = shell(service, uv, "run", "--quiet", "python", "-m", "books", "config", "--format", "dotenv")
     (service / ".env.example").write_text(example, encoding="utf-8")
     shell(service, uv, "run", "--quiet", "pytest")

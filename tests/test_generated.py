@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from kit.project import CHOICES, COMBINATIONS, ROOT, Project, Renders
+from kit.project import CHECKED, CHOICES, ROOT, Project, Renders
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("what_mypy_read")]
 
 STEPS = (
     ("mypy",),
@@ -19,27 +19,6 @@ STEPS = (
     ("ruff", "format", "--check"),
     ("lint-imports",),
 )
-NAMES = ("project_name", "project_description", "project_slug", "package_name", "github_owner")
-HOSTILE, LONGEST = (
-    {name: answer for name, answer in COMBINATIONS[combination].items() if name in NAMES}
-    for combination in ("hostile", "longest")
-)
-# The checks are dear, so that not all answers meet: each two do.
-CHECKED: Mapping[str, Mapping[str, str]] = {
-    "default": {},
-    "fastapi": {"web_framework": "fastapi", "deploy_to": "systemd"},
-    "tracing": {"deploy_to": "systemd", "tracing": "opentelemetry"},
-    "postgresql": {"deploy_to": "systemd", "database": "postgresql"},
-    "longest names, calls": {**LONGEST, "deploy_to": "systemd", "http_client": "httpx2"},
-    "hostile names, all": {
-        **HOSTILE,
-        "web_framework": "fastapi",
-        "deploy_to": "swarm",
-        "tracing": "opentelemetry",
-        "http_client": "httpx2",
-        "database": "postgresql",
-    },
-}
 # What a team may have made of the example: nothing of it is left, and there is something that must be set.
 TEAM = ROOT / "tests" / "apps" / "team"
 

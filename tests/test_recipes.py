@@ -14,7 +14,7 @@ from kit.recipes import PAGES, RECIPES, apply, read
 from kit.service import Service, clean_environment, free_port, wait_for
 from kit.tools import tool
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("what_mypy_read")]
 
 DATABASE = {"database": "postgresql", "http_client": "httpx2"}
 # What a page is for, if it is not for a service of any framework, and the tool that its tests need.

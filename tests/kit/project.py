@@ -62,7 +62,28 @@ COMBINATIONS: Mapping[str, Mapping[str, str]] = {
         "http_client": "httpx2",
     },
 }
-# Each choice is in one of them: the other combinations are slow.
+NAMES = ("project_name", "project_description", "project_slug", "package_name", "github_owner")
+HOSTILE, LONGEST = (
+    {name: answer for name, answer in COMBINATIONS[combination].items() if name in NAMES}
+    for combination in ("hostile", "longest")
+)
+# The checks are dear, so that not all answers meet: each two do.
+CHECKED: Mapping[str, Mapping[str, str]] = {
+    "default": {},
+    "fastapi": {"web_framework": "fastapi", "deploy_to": "systemd"},
+    "tracing": {"deploy_to": "systemd", "tracing": "opentelemetry"},
+    "postgresql": {"deploy_to": "systemd", "database": "postgresql"},
+    "longest names, calls": {**LONGEST, "deploy_to": "systemd", "http_client": "httpx2"},
+    "hostile names, all": {
+        **HOSTILE,
+        "web_framework": "fastapi",
+        "deploy_to": "swarm",
+        "tracing": "opentelemetry",
+        "http_client": "httpx2",
+        "database": "postgresql",
+    },
+}
+# Each choice is in one of these combinations: the other combinations are slow.
 QUICK = ("starlette-kubernetes", "starlette-swarm", "fastapi-systemd", "postgresql", "hostile", "longest")
 # What a service itself has no use for.
 FOR_CHASSIS = ("pytest-xdist>=3.8,<4", "websockets>=16,<17")
@@ -246,6 +267,17 @@ class Renders:
                     target.mkdir(exist_ok=True)
                     there.hardlink_to(compiled)
         return project
+
+    def what_mypy_read(self, into: Path, answers: Mapping[str, str]) -> None:
+        """Copy what mypy has kept of a project with these answers, which it checks once a session."""
+        kept = self._folder / "mypy"
+        project = self.with_environment(**answers)
+        with locked(kept.with_suffix(".lock")):
+            if not kept.exists():
+                partly = kept.with_suffix(".part")
+                project.run(project.path / ".venv/bin/mypy", MYPY_CACHE_DIR=str(partly))
+                partly.rename(kept)
+        shutil.copytree(kept, into)
 
     def _once(self, kind: str, answers: Mapping[str, str], make: Callable[[Path], Project]) -> Project:
         text = json.dumps([kind, *sorted(resolved(answers).items())])
