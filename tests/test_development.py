@@ -70,7 +70,7 @@ class Dev:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        wait_for(lambda: answers(self.http, "/-/ready"), "the service", 120)
+        wait_for(lambda: answers(self.http, "/-/ready"), "the service", 120, every=0.1)
 
     def lines(self, event: str) -> list[dict[str, Any]]:
         complete = self._said.read_text().rpartition("\n")[0].splitlines()
