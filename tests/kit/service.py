@@ -126,11 +126,11 @@ def answers(port: int, path: str, status: int = 200) -> bool:
 
 def rest(client: socket.socket) -> bytes:
     """Return all that is received until the other side ends the connection, in whatever way."""
-    received = b""
+    received: list[bytes] = []
     with contextlib.suppress(ConnectionError):
         while data := client.recv(65536):
-            received += data
-    return received
+            received.append(data)
+    return b"".join(received)
 
 
 class Service:
@@ -155,6 +155,9 @@ class Service:
         self.out, self.err = folder / "stdout", folder / "stderr"
         self._ports = dict(ports or {})
         self._connections: list[http.client.HTTPConnection] = []
+        # What was read of its output so far: waiting for a line asks for the lines again and again.
+        self._read, self._lines = 0, list[dict[str, Any]]()
+        self._reading = threading.Lock()
         with self.out.open("wb") as out, self.err.open("wb") as err:
             self.popen = subprocess.Popen(
                 command, cwd=cwd, env=dict(env), stdin=subprocess.DEVNULL, stdout=out, stderr=err
@@ -179,9 +182,12 @@ class Service:
 
     def lines(self, event: str | None = None) -> list[dict[str, Any]]:
         """Return the log lines so far; a line that is not JSON fails the test."""
-        whole = self.out.read_text().rpartition("\n")[0]
-        lines = [json.loads(line) for line in whole.splitlines()]
-        return [line for line in lines if event in (None, line["event"])]
+        with self._reading, self.out.open("rb") as out:
+            out.seek(self._read)
+            whole, end, _ = out.read().rpartition(b"\n")
+            self._lines += [json.loads(line) for line in whole.decode().splitlines()]
+            self._read += len(whole + end)
+            return [line for line in self._lines if event in (None, line["event"])]
 
     def line(self, event: str) -> dict[str, Any]:
         """Wait for the first line of *event*."""
