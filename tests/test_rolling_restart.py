@@ -18,7 +18,7 @@ from kit.service import Service, ask, clean_environment, free_ports, wait_for
 
 pytestmark = pytest.mark.slow
 
-ROUNDS = int(os.environ.get("ROLLING_ROUNDS", "3"))
+ROUNDS = int(os.environ.get("ROLLING_ROUNDS", "1"))
 # Seconds; the balancers are made quicker to fit it, by the rule that stands in their files.
 DELAY = "1"
 
@@ -125,7 +125,7 @@ def site(
 
 def test_nothing_happens(site: Site) -> None:
     with site.load("none") as load:
-        time.sleep(4)
+        time.sleep(2)
     site.no_request_lost(load)
 
 
@@ -136,9 +136,9 @@ def test_every_instance_is_replaced(site: Site) -> None:
     site.no_request_lost(load)
 
 
-def test_an_instance_is_not_ready_for_ten_seconds(site: Site) -> None:
-    with site.load("not ready for 10 s") as load:
-        late = site.slots[site.start(APP_PROBE_START_DELAY="10")]
+def test_an_instance_is_not_ready_for_five_seconds(site: Site) -> None:
+    with site.load("not ready for 5 s") as load:
+        late = site.slots[site.start(APP_PROBE_START_DELAY="5")]
         late.ready()
         wait_for(late.handled, "a request to the instance that became ready")
         site.stop(next(iter(site.slots)))
