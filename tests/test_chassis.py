@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,11 +21,15 @@ WORKERS = 3
 # Measuring more than doubles what a process costs: `make coverage` and the nightly run ask for it.
 MEASURED = "MEASURE_COVERAGE" in os.environ
 LIMIT_SECONDS = 1800
+PROGRESS_SECONDS = 60
+# What xdist says of each test: that a worker has begun it, and later what came of it.
+INNER = re.compile(r"(?:\[gw\d+\] \[ *(?P<percent>\d+)%\] (?P<done>[A-Z]+) )?(?P<test>\S+\.py::.+)")
 # Of lines and branches of the chassis, in percent.
 COVERED = 100
 # In this framework's service all of the chassis runs: its routes and errors take lines of their own.
 WHOLE = "fastapi"
-# What meets no framework runs in that one alone: the chassis is the same in all of them (test_bake).
+# What meets no framework runs in that one alone: the chassis is the same in all of them (test_bake). That each
+# keeps its requests during the drain, its own contract's tests say (test_generated).
 ONCE = (
     "admin",
     "bare",
@@ -36,6 +41,7 @@ ONCE = (
     "formats",
     "health",
     "incidents_of_logging",
+    "lifecycle",
     "logs",
     "metrics",
     "output",
@@ -56,8 +62,43 @@ def service(request: pytest.FixtureRequest, renders: Renders) -> Project:
     return renders.for_chassis(web_framework=request.param, deploy_to="systemd")
 
 
-def follow(command: list[str | Path], cwd: Path, progress: Callable[[str], None], **environment: str) -> str:
-    """Run a command, and pass on its lines that tell how far it is; a failure shows all of it."""
+class Progress:
+    """Says once a minute, until the end of the block, how far an inner run is and which tests run."""
+
+    def __init__(self, what: str, say: Callable[[str], None]) -> None:
+        self._what, self._say = what, say
+        self._percent, self._running = "0", dict[str, None]()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._tick)
+
+    def __enter__(self) -> "Progress":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _tick(self) -> None:
+        while not self._over.wait(PROGRESS_SECONDS):
+            self._say(f"{self._what}: {self._percent} %, running: {', '.join([*self._running]) or 'nothing'}")
+
+    def takes(self, line: str) -> bool:
+        """Take a line of the inner run; return whether it only says that a test began or went well."""
+        if not (found := INNER.fullmatch(line.rstrip())):
+            return False
+        file, _, name = found["test"].partition("::")
+        test = f"{Path(file).name}::{name}"
+        if not found["done"]:
+            self._running[test] = None
+            return True
+        self._running.pop(test, None)
+        self._percent = found["percent"]
+        return found["done"] in ("PASSED", "SKIPPED")
+
+
+def follow(command: list[str | Path], cwd: Path, progress: Progress, **environment: str) -> None:
+    """Run the inner run; if it fails, show what it said of anything but tests that began or went well."""
     said: list[str] = []
     with subprocess.Popen(
         command,
@@ -69,14 +110,10 @@ def follow(command: list[str | Path], cwd: Path, progress: Callable[[str], None]
         text=True,
     ) as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            said.append(line)
-            if re.search(r"\[ *\d+%\]$", line):
-                progress(line.rstrip())
+        said += (line for line in process.stdout if not progress.takes(line))
         status = process.wait(LIMIT_SECONDS)
     if status:
         pytest.fail(f"exit {status}\n{''.join(said)}", pytrace=False)
-    return "".join(said)
 
 
 def test_the_chassis_keeps_its_promises(
@@ -85,10 +122,10 @@ def test_the_chassis_keeps_its_promises(
     framework = service.answers["web_framework"]
     is_whole = framework == WHOLE
 
-    def progress(line: str) -> None:
+    def say(line: str) -> None:
         # What a worker of xdist writes to stdout, nobody sees.
         with capfd.disabled():
-            print(f"\n{framework}: {line}", end="", file=sys.stderr, flush=True)
+            print(f"\n{line}", file=sys.stderr, flush=True)
 
     assert all((CHASSIS / f"test_{name}.py").exists() for name in ONCE)
     ignored = [f"--ignore={CHASSIS}/test_{name}.py" for name in ONCE if not is_whole]
@@ -96,11 +133,12 @@ def test_the_chassis_keeps_its_promises(
     pytest_ = ("-m", "pytest", "-c", "pyproject.toml", "--rootdir", service.path, "--confcutdir", CHASSIS)
     # Without what is meant for a person, and with all else that the project asks of its tests.
     options = ("-o", "addopts=--strict-markers", "-p", "no:cacheprovider", "--basetemp", tmp_path / "run")
-    workers = ("-q", "--numprocesses", str(WORKERS), "--dist", "worksteal")
+    workers = ("-v", "--numprocesses", str(WORKERS), "--dist", "worksteal")
     coverage: list[str | Path] = [service.python, "-m", "coverage"]
     is_measured = MEASURED and is_whole
     python = [*coverage, "run", *measured] if is_measured else [service.python]
-    follow([*python, *pytest_, *options, *workers, *ignored, CHASSIS], service.path, progress)
+    with Progress(f"the chassis with {framework}", say) as progress:
+        follow([*python, *pytest_, *options, *workers, *ignored, CHASSIS], service.path, progress)
     if not is_measured:
         return
     service.run(*coverage, "combine", "--quiet", *measured, tmp_path)

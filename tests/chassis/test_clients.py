@@ -19,6 +19,7 @@ from kit.service import Service, rest, wait_for
 from my_service.chassis.http import server
 from my_service.chassis.http.connection import JoinedWrites
 
+from .incidents import launch
 from .start import Start, started
 
 GET = b"GET /trouble/nothing HTTP/1.1\r\nHost: x\r\n"
@@ -305,6 +306,39 @@ def test_clients_leave_descriptors_to_the_service(monkeypatch: pytest.MonkeyPatc
     assert server.connection_limit(100) == 100
     limits["soft"] = 64
     assert server.connection_limit(4096) == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "clients"),
+    [
+        ("::", {"127.0.0.1": "127.0.0.1", "::1": "::1", "::ffff:127.0.0.1": "127.0.0.1"}),
+        ("::1", {"::1": "::1"}),
+        ("0.0.0.0", {"127.0.0.1": "127.0.0.1"}),
+        ("localhost", {"127.0.0.1": "127.0.0.1"}),
+    ],
+)
+def test_an_address_has_one_spelling(start: Start, host: str, clients: dict[str, str]) -> None:
+    process = launch(start, APP_HTTP_HOST=host).ready()
+    for number, (connect, client) in enumerate(clients.items()):
+        with socket.create_connection((connect, process.port()), timeout=20) as dialled:
+            dialled.sendall(b"GET /items/%d HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % number)
+            assert rest(dialled).startswith(b"HTTP/1.1 200")
+        assert process.request_line(f"/items/{number}")["client"] == client
+
+
+def test_an_idle_connection_is_kept_as_long_as_the_setting_says(start: Start) -> None:
+    short, long = (
+        launch(start, APP_HTTP_KEEP_ALIVE="1").ready(),
+        launch(start, APP_HTTP_KEEP_ALIVE="620").ready(),
+    )
+    kept = {process: process.connect() for process in (short, long)}
+    for process, connection in kept.items():
+        assert process.ask("/nap", on=connection).status == 200
+    ends = kept[short].sock
+    assert ends is not None
+    ends.settimeout(20)
+    assert ends.recv(1) == b""
+    assert long.ask("/nap", on=kept[long]).status == 200
 
 
 class Late(asyncio.Protocol):

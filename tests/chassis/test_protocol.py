@@ -217,44 +217,6 @@ def test_a_route_has_the_prefixes_above_it(service: Service, path: str, route: s
     assert [name for name in service.series() if "duration_seconds_count" in name and label in name]
 
 
-@pytest.mark.parametrize(
-    ("host", "connect", "client"),
-    [
-        ("::", "127.0.0.1", "127.0.0.1"),
-        ("::", "::1", "::1"),
-        ("::", "::ffff:127.0.0.1", "127.0.0.1"),
-        ("::1", "::1", "::1"),
-        ("0.0.0.0", "127.0.0.1", "127.0.0.1"),
-        ("localhost", "127.0.0.1", "127.0.0.1"),
-    ],
-)
-def test_an_address_has_one_spelling(start: Start, host: str, connect: str, client: str) -> None:
-    process = launch(start, APP_HTTP_HOST=host).ready()
-    with socket.create_connection((connect, process.port()), timeout=20) as dialled:
-        dialled.sendall(b"GET /nap HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        assert rest(dialled).startswith(b"HTTP/1.1 200")
-    assert process.request_line("/nap")["client"] == client
-    if client == "127.0.0.1" and connect == host:
-        for said in ("::ffff:203.0.113.7", "203.0.113.7"):
-            process.ask("/items/3", headers={"X-Forwarded-For": said})
-        assert [line["client"] for line in process.lines("request")][1:] == ["203.0.113.7"] * 2
-
-
-def test_an_idle_connection_is_kept_as_long_as_the_setting_says(start: Start) -> None:
-    short, long = (
-        launch(start, APP_HTTP_KEEP_ALIVE="1").ready(),
-        launch(start, APP_HTTP_KEEP_ALIVE="620").ready(),
-    )
-    kept = {process: process.connect() for process in (short, long)}
-    for process, connection in kept.items():
-        assert process.ask("/nap", on=connection).status == 200
-    ends = kept[short].sock
-    assert ends is not None
-    ends.settimeout(20)
-    assert ends.recv(1) == b""
-    assert long.ask("/nap", on=kept[long]).status == 200
-
-
 SOCKETS = ["/live", "/v1/live", "/shops/{shop}/live", "/shops/{shop}/floors/{floor}/live", "/app/inner/live"]
 SOCKETS_OF_FASTAPI = ["/shop/chat", "/office/back/shop/chat", "/sub/{tenant}/shop/chat"]
 has_websockets = importlib.util.find_spec("websockets") is not None

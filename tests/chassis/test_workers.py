@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,6 +146,7 @@ def test_a_long_rest_is_no_want_of_progress(work: Work, table: Path) -> None:
     statuses = set()
     while not eaten(eater):
         statuses.add(eater.status("/-/healthy", "admin"))
+        time.sleep(0.05)
     assert statuses == {200}
     assert eater.stop() == 0
 
