@@ -44,7 +44,7 @@ def database() -> Iterator[int]:
 @pytest.fixture(scope="module")
 def service(renders: Renders, tmp_path_factory: pytest.TempPathFactory, uv: Path, database: int) -> Project:
     """A service that asks PostgreSQL for prices, as its team has made it of a fresh render."""
-    project = renders.fresh(tmp_path_factory.mktemp("service"), {}).sync().commit()
+    project = renders.own(tmp_path_factory.mktemp("service"), {}).commit()
     for name in ("test_app.py", "test_domain.py"):
         (project.path / "tests" / name).unlink()
     shutil.copytree(PRICES / "src", project.path / "src" / project.package, dirs_exist_ok=True)

@@ -87,6 +87,9 @@ CHECKED: Mapping[str, Mapping[str, str]] = {
 QUICK = ("starlette-kubernetes", "starlette-swarm", "fastapi-systemd", "postgresql", "hostile", "longest")
 # What a service itself has no use for.
 FOR_CHASSIS = ("pytest-xdist>=3.8,<4", "websockets>=16,<17")
+# What only the checks of a service use, and no image has. structlog and svcs import it where it is, which is
+# a sixth of the work of a start.
+NOT_FOR_CHASSIS = ("httpx2", "import-linter", "rich")
 # The environments that a new one gets byte code from.
 NEWEST = 4
 # What is no part of the template, in a copy of this work tree.
@@ -221,14 +224,16 @@ class Renders:
 
     def with_environment(self, **answers: str) -> Project:
         """Return the one render of these answers that has its environment; not to be changed."""
-        return self._once("environment", answers, lambda into: self.sync(self.copy(into, answers)))
+        return self._once("environment", answers, lambda into: self.own(into, answers))
 
     def for_chassis(self, **answers: str) -> Project:
         """Return the one render of these answers whose environment can run tests/chassis side by side."""
 
         def make(into: Path) -> Project:
-            project = self.sync(self.copy(into, answers))
-            project.run(tool("uv"), "pip", "install", "--quiet", "--python", project.python, *FOR_CHASSIS)
+            project = self.own(into, answers)
+            pip, options = (tool("uv"), "pip"), ("--quiet", "--python", project.python)
+            project.run(*pip, "install", *options, *FOR_CHASSIS)
+            project.run(*pip, "uninstall", *options, *NOT_FOR_CHASSIS)
             return project
 
         return self._once("chassis", answers, make)
