@@ -201,7 +201,8 @@ def test_old_and_new_serve_on_the_schema_between_them(site: Site, renders: Rende
     haproxy = replace(BALANCERS["haproxy"], quicker={})
     balancer = haproxy.running(renders.get(deploy_to="systemd"), site.folder, site.ports, "/greetings/Ada")
     with balancer:
-        with Guests(site.ports[FRONT], 4).running() as load:
+        # It takes most of a minute: enough requests in each of its seconds, and no machine that is full.
+        with Guests(site.ports[FRONT], 4, pause=0.05).running() as load:
             wait_for(lambda: load.answers > 100, "requests on the first schema")
             site.migrate(expand, waits_for="guests")
             reached = load.answers

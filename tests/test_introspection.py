@@ -9,6 +9,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -25,11 +26,12 @@ def probe(world: World) -> Service:
 
 @pytest.mark.parametrize(("route", "function"), [("/block", "block"), ("/spin", "spin")])
 def test_every_endpoint_answers_at_once_while_the_loop_is_stuck(
-    world: World, route: str, function: str, show: Callable[[str], None]
+    world: World, route: str, function: str, tmp_path: Path, show: Callable[[str], None]
 ) -> None:
     service = world.start("probe", APP_HEALTH_STALL_LIMIT="1").ready()
     began = time.monotonic()
-    stuck = Asking(service, f"{route}?s=15")
+    over = tmp_path / "over"
+    stuck = Asking(service, f"{route}?s=120&until={over}", limit=150.0)
     wait_for(lambda: service.status("/-/healthy", "admin") == 503, "liveness fails")
     failed_after = time.monotonic() - began
     times: list[float] = []
@@ -48,6 +50,7 @@ def test_every_endpoint_answers_at_once_while_the_loop_is_stuck(
     # None of them waited for the loop, and liveness did not fail before its limit.
     assert max(times) <= 5000, sorted(times)
     assert failed_after >= 1
+    over.touch()
     stuck.join()
     wait_for(lambda: service.status("/-/healthy", "admin") == 200, "liveness is back")
     wait_for(lambda: service.status("/-/ready", "admin") == 200, "readiness is back")
@@ -56,12 +59,14 @@ def test_every_endpoint_answers_at_once_while_the_loop_is_stuck(
 def test_readiness_does_not_wait_for_a_loop_that_just_got_stuck(
     probe: Service, show: Callable[[str], None]
 ) -> None:
-    stuck = Asking(probe, "/block?s=8")
+    stuck = Asking(probe, "/block?s=6")
     worst = 0.0
     while stuck.is_alive() and worst < 4:
         asked = time.monotonic()
         probe.ask("/-/ready", port="admin")
         worst = max(worst, time.monotonic() - asked)
+        # Often enough to meet whatever the probe does about it, and no load.
+        time.sleep(0.02)
     show(f"worst answer of /-/ready from the first moment on: {worst * 1000:.0f} ms")
     assert worst < 4, "a stuck loop made a readiness probe hang"
 
@@ -129,11 +134,11 @@ def test_clients_can_not_make_up_time_series(probe: Service) -> None:
             probe.ask(path, method=method)
     nonsense("ABRACADABRA")
     before, first = probe.series().keys(), answered()
-    send(10_000)
+    send(3_000)
     for number in range(50):
         nonsense(f"MADEUP{number}")
     assert probe.series().keys() - before == set()
-    assert answered() - first >= 10_000
+    assert answered() - first >= 3_000
 
 
 def test_probes_that_reset_leave_no_line(world: World) -> None:

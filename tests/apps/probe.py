@@ -173,13 +173,17 @@ async def stubborn(request: Request) -> Response:
 
 
 async def block(request: Request) -> Response:
-    time.sleep(float(request.query_params["s"]))
+    """Stand still for *s* seconds, or until there is a file *until*."""
+    end, until = time.monotonic() + float(request.query_params["s"]), request.query_params.get("until")
+    while (left := end - time.monotonic()) > 0 and not (until and os.access(until, os.F_OK)):
+        time.sleep(min(left, 0.1) if until else left)
     return PlainTextResponse("moved")
 
 
 async def spin(request: Request) -> Response:
-    end = time.monotonic() + float(request.query_params["s"])
-    while time.monotonic() < end:
+    """Work for *s* seconds, or until there is a file *until*."""
+    end, until = time.monotonic() + float(request.query_params["s"]), request.query_params.get("until")
+    while time.monotonic() < end and not (until and os.access(until, os.F_OK)):
         pass
     return PlainTextResponse("moved")
 

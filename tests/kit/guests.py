@@ -20,11 +20,13 @@ class Guests:
         port: Where the service, or its balancer, is.
         clients: How many there are.
         name: What guests are called.
+        pause: The seconds between two requests of a client.
     """
 
     port: int
     clients: int
     name: str = "guest"
+    pause: float = 0.01
     # How often a client was told that a guest had been counted, by the guest's name.
     told: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
@@ -70,7 +72,7 @@ class Guests:
                 if connection:
                     connection.close()
                 connection = None
-            self._stop.wait(0.01)
+            self._stop.wait(self.pause)
         if connection:
             connection.close()
 
