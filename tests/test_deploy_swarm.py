@@ -121,7 +121,7 @@ class Stack:
     def wait(self, condition: Callable[[], object], what: str, limit: float = 90) -> None:
         """Wait for a condition that is dear to look at."""
         try:
-            wait_for(condition, what, limit, every=0.2)
+            wait_for(condition, what, limit, every=0.5)
         except AssertionError as error:
             said = self.engine.do("service", "ps", "--no-trunc", self.service)
             pytest.fail(f"{error}\n{said}", pytrace=False)
