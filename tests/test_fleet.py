@@ -31,12 +31,17 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def services(template: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three services of each version, each with a commit of its own."""
+    """Three services of each version: copies of one render, each with a commit of its own."""
     folder, made = tmp_path_factory.mktemp("services"), list[Path]()
+    source = f"git+file://{template}"
+    renders = [
+        render(source, folder / version, "--checkout", version, tools=("git",)) for version in VERSIONS
+    ]
     for number in range(EACH * len(VERSIONS)):
-        version = VERSIONS[number % len(VERSIONS)]
-        options = ("--checkout", version, f"project_name=Service {number}")
-        made.append(render(f"git+file://{template}", folder / str(number), *options, tools=("git",)))
+        rendered = renders[number % len(VERSIONS)]
+        service = Path(shutil.copytree(rendered, folder / f"service-{number}", symlinks=True))
+        git(service, "commit", "--quiet", "--allow-empty", "--message", f"Be service {number}")
+        made.append(service)
     return made
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cruft import create
+
 from kit.project import copy_of_the_template, git
 from kit.service import clean_environment
 from kit.tools import tool
@@ -146,6 +148,16 @@ def cruft(folder: Path, command: str, *arguments: str) -> str:
     )
     assert done.returncode == 0, done.stdout
     return done.stdout
+
+
+def created(template: Path, into: Path, checkout: str | None = None, **answers: str) -> Path:
+    """Do what `cruft create` does with these answers in a new folder, without a process of its own."""
+    into.mkdir(parents=True)
+    into = into.resolve()
+    made = create(
+        template.as_uri(), into, checkout=checkout, extra_context=answers, no_input=True, default_config=True
+    )
+    return Path(made)
 
 
 def render(source: str, into: Path, *options: str, tools: tuple[str, ...] = ("git", "uv")) -> Path:
