@@ -28,8 +28,8 @@ INNER = re.compile(r"(?:\[gw\d+\] \[ *(?P<percent>\d+)%\] (?P<done>[A-Z]+) )?(?P
 COVERED = 100
 # In this framework's service all of the chassis runs: its routes and errors take lines of their own.
 WHOLE = "fastapi"
-# What meets no framework runs in that one alone: the chassis is the same in all of them (test_bake). That each
-# keeps its requests during the drain, its own contract's tests say (test_generated).
+# What meets no framework runs in that one alone: the chassis is the same in all of them (test_bake). That
+# each keeps its requests during the drain, its own contract's tests say (test_generated).
 ONCE = (
     "admin",
     "bare",

@@ -45,7 +45,8 @@ def problem(
     """Return the response for an error, as RFC 9457 (problem+json) has it."""
     about = {"status": status, "title": responses.get(status), "detail": detail, **more}
     members = {name: value for name, value in about.items() if value is not None}
-    return Response(json.dumps(members, separators=(",", ":"), default=str), status, headers, "application/problem+json")
+    body = json.dumps(members, separators=(",", ":"), default=str)
+    return Response(body, status, headers, "application/problem+json")
 
 
 class _Integer(IntegerConvertor):
