@@ -43,6 +43,14 @@ for render in json.load(sys.stdin):
     except Exception as error:  # of many kinds: cookiecutter, Jinja, git
         sys.exit(f"The template can't be rendered at {render['checkout']}: {error}")
 """
+# What git leaves in its folder while it is in the middle of something.
+UNFINISHED = {
+    "MERGE_HEAD": "merge",
+    "CHERRY_PICK_HEAD": "cherry-pick",
+    "REVERT_HEAD": "revert",
+    "rebase-merge": "rebase",
+    "rebase-apply": "rebase",
+}
 # Where `make update` puts the template's branches and tags for a moment, in the service's repository.
 REFS = "refs/template/"
 FETCHED = ("HEAD", "refs/heads/*", "refs/tags/*")
@@ -76,6 +84,11 @@ class Service:
         """Name what is not committed. An update must be the only change, so that it can be taken back."""
         options = ("--porcelain=v1", "--no-renames", "--untracked-files=normal")
         return [entry[3:] for entry in self.git.names("status", *options)]
+
+    def unfinished(self) -> str | None:
+        """Name what git is in the middle of: the commit that ends it would take in the update too."""
+        found = (self.folder / self.git("rev-parse", "--git-path", name) for name in UNFINISHED)
+        return next((UNFINISHED[path.name] for path in found if path.exists()), None)
 
     def skipped(self) -> list[str]:
         """Return `skip` of pyproject.toml and .cruft.json: the paths and patterns of the team's files."""
@@ -378,6 +391,11 @@ def main(arguments: Sequence[str]) -> int:
         raise StoppedError(
             f"There are changes that are not committed:\n{names}"
             "Commit or stash them first (git stash --include-untracked). Nothing was done."
+        )
+    if unfinished := service.unfinished():
+        raise StoppedError(
+            f"A {unfinished} is not finished. `git {unfinished} --continue` or `git {unfinished} --abort` ends it."
+            " Nothing was done."
         )
     changed_answers = read_answers(options.variables_to_update)
     with tempfile.TemporaryDirectory() as folder:

@@ -215,6 +215,29 @@ def test_what_is_not_committed_is_named_with_a_command_that_helps(service: Path,
     assert (done.returncode, "Nothing to do" in done.stdout) == (0, True), done.stdout
 
 
+@pytest.mark.parametrize("command", ["merge", "rebase", "cherry-pick", "revert"])
+def test_what_git_is_in_the_middle_of_is_finished_first(service: Path, path: str, command: str) -> None:
+    first = git(service, "rev-parse", "HEAD").strip()
+    for branch in ("ours", "theirs"):
+        git(service, "checkout", "--quiet", "-b", branch, first)
+        (service / "notes.txt").write_text(branch, encoding="utf-8")
+        commit(service, f"Take the notes as {branch}")
+    git(service, "checkout", "--quiet", "ours")
+    (service / "notes.txt").write_text("more", encoding="utf-8")
+    commit(service, "Take more notes")
+    arguments = ("HEAD~1",) if command == "revert" else ("theirs",)
+    with pytest.raises(pytest.fail.Exception):
+        git(service, command, *arguments)
+    # As it was before, so that nothing is left to commit.
+    git(service, "checkout", "--quiet", "HEAD", "--", "notes.txt")
+    done = update(service, "--no-suite", PATH=path)
+    assert (done.returncode != 0, has_the_line(service)) == (True, False), done.stdout
+    assert f"A {command} is not finished" in done.stdout
+    git(service, command, "--abort")
+    assert update(service, "--no-suite", PATH=path).returncode == 0
+    assert has_the_line(service)
+
+
 def fewer_answers(folder: Path) -> None:
     a_line_more(folder)
     replace(folder / "cookiecutter.json", '["kubernetes", "swarm", "systemd"]', '["swarm", "systemd"]')
