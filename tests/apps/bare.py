@@ -16,6 +16,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+LARGE_BYTES = 32 * 1024 * 1024
+
 log = get_logger("bare")
 
 
@@ -73,6 +75,9 @@ async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         structlog.contextvars.bind_contextvars(shop="Ada's", status="open")
     elif path == "/read":
         text = str(len(await request.body()))
+    elif path == "/large":
+        # More than the buffers of both kernels hold.
+        text = "x" * LARGE_BYTES
     elif path == "/again":
         try:
             await request.body()
@@ -87,7 +92,10 @@ def create_app(config: Config, registry: svcs.Registry) -> ASGIApp:
         if scope["type"] == "lifespan":
             await run_lifespan(config.bare.lifespan, receive, send)
         elif scope["type"] == "websocket":
-            raise RuntimeError("no sockets here")
+            if scope["path"] != "/refused":
+                raise RuntimeError("no sockets here")
+            await receive()
+            await send({"type": "websocket.close"})
         else:
             await answer(scope, receive, send)
 

@@ -306,7 +306,9 @@ def routes(registry: svcs.Registry) -> list[BaseRoute]:
     ]
     named += [endless, parts]
     plain = [Route(f"/{handler.__name__}", handler, methods=["GET", "POST"]) for handler in named]
-    items = [Route("/items/{item:int}", item), WebSocketRoute("/live", live)]
+    # The first one takes the path of the second, but not its method.
+    put = Route("/items/{number}", length, methods=["PUT"])
+    items = [put, Route("/items/{item:int}", item), WebSocketRoute("/live", live)]
     return [
         *plain,
         *incident_logs.ROUTES,

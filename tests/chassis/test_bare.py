@@ -68,6 +68,13 @@ def test_a_websocket_that_fails_before_it_is_accepted_is_refused_and_logged(bare
     assert not [name for name in bare.series() if "duration_seconds_count" in name and '"403"' in name]
 
 
+def test_a_websocket_that_is_refused_is_a_403(bare: Service) -> None:
+    with bare.dial() as client:
+        client.sendall(UPGRADE.format("/refused").encode())
+        assert rest(client).startswith(b"HTTP/1.1 403 ")
+    assert bare.request_line("/refused")["status"] == 403
+
+
 def test_a_span_begins_and_ends_with_each_request_and_is_sent_before_the_end(start: Start) -> None:
     process = start(app="bare").ready()
     asked = process.ask("/traced", headers={"X-Request-ID": "r1"})
@@ -81,6 +88,17 @@ def test_a_span_begins_and_ends_with_each_request_and_is_sent_before_the_end(sta
     assert exposed.count('{trace_id="' + "0" * 31 + '1"}') == 1
     assert process.stop() == 0
     assert process.line("spans closed")["has_time"]
+
+
+def test_an_answer_that_nobody_reads_is_counted_when_it_is_cut_off(start: Start) -> None:
+    process = start(app="bare", APP_DRAIN_TIMEOUT="0.5").ready()
+    with process.dial() as client:
+        client.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+        # It is complete for the application, but not sent.
+        process.request_line("/large")
+        assert process.stop() == 1
+    line = process.line("requests cut off")
+    assert (line["requests"], line["background"], line["connections"]) == (0, 0, 1)
 
 
 @pytest.mark.parametrize(

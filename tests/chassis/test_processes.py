@@ -236,7 +236,10 @@ def accepts(process: Service) -> bool:
     return True
 
 
-@pytest.mark.parametrize("path", ["/pool?method=fork", "/pool?method=spawn", *PROCESSES[:2]])
+@unmeasured
+@pytest.mark.parametrize(
+    "path", ["/pool?method=fork", "/pool?method=spawn", "/process?method=fork", "/process?method=spawn"]
+)
 def test_what_is_cut_off_leaves_no_children_behind(start: Start, path: str) -> None:
     process = launch(start).ready()
     child = int(process.ask(path).text)
