@@ -11,7 +11,7 @@ from kit.service import clean_environment
 from kit.tools import missing, tool
 from kit.updates import commit, replace
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("what_mypy_read")]
+pytestmark = pytest.mark.slow
 
 RUNNERS = ("pre-commit", "prek")
 # What looks like a part of a marker.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from kit.project import Project, Renders, git
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("what_mypy_read")]
+pytestmark = pytest.mark.slow
 
 # file, what is put into it, and the hook that must see it
 MISTAKES = (
