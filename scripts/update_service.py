@@ -394,8 +394,8 @@ def main(arguments: Sequence[str]) -> int:
         )
     if unfinished := service.unfinished():
         raise StoppedError(
-            f"A {unfinished} is not finished. `git {unfinished} --continue` or `git {unfinished} --abort` ends it."
-            " Nothing was done."
+            f"A {unfinished} is not finished. `git {unfinished} --continue` or `git {unfinished} --abort`"
+            " ends it. Nothing was done."
         )
     changed_answers = read_answers(options.variables_to_update)
     with tempfile.TemporaryDirectory() as folder:

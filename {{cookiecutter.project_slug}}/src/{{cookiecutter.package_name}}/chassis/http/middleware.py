@@ -32,8 +32,6 @@ REQUEST_ID = re.compile(rb"[A-Za-z0-9._~:=+/@-]{1,128}")
 TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
 # RFC 9110, section 7.2: uri-host [ ":" port ]
 HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+,;=-]*)(:[0-9]*)?")
-# What nginx logs for a client that did not wait for its answer.
-CLIENT_CLOSED_REQUEST = 499
 # Envoy takes an instance out of its rotation at the first answer that says so, not only at its next check.
 DRAINING_HEADERS = [(b"connection", b"close"), (b"x-envoy-immediate-health-check-fail", b"true")]
 READY_PATH = "/-/ready"
@@ -194,6 +192,7 @@ class Exchange:
         """Answer with a problem, unless another answer has begun."""
         if not self.status:
             self._is_dropped = False
+            let_begin_again(self._send)
             await problem(status, detail, headers, **more)(self.scope, self._receive, self.send)
 
     async def send(self, message: Message) -> None:
@@ -210,7 +209,6 @@ class Exchange:
         if self._is_dropped:
             return
         if begins:
-            self.status = message["status"]
             headers = [*message.get("headers", ()), *self._own_headers]
             if self.middleware.lifecycle.state is State.DRAINING:
                 headers += DRAINING_HEADERS
@@ -223,14 +221,10 @@ class Exchange:
             await self._send({**message, "more_body": True})
             await self._body.drop()
             message = {"type": "http.response.body"}
-        try:
-            await self._send(message)
-        except Exception:
-            if begins:
-                self.status = 0
-                let_begin_again(self._send)
-            raise
-        if ends:
+        await self._send(message)
+        if begins:
+            self.status = message["status"]
+        elif ends:
             self.finish()
 
     def finish(self) -> None:
@@ -240,7 +234,7 @@ class Exchange:
         self._is_finished = True
         middleware, scope, route = self.middleware, self._server_scope, self.route
         duration_s = time.perf_counter() - self.began
-        method, status = scope.get("method", "GET"), self.status or CLIENT_CLOSED_REQUEST
+        method, status = scope.get("method", "GET"), self.status or 499  # As nginx has it for a client that left.
         middleware.requests.remove(scope, self, status, duration_s)
         exemplar = self._end_span(status, route) if self._end_span is not None else None
         if scope["type"] == "http":
