@@ -109,7 +109,8 @@ def test_a_request_cut_off_at_the_deadline_is_counted_and_told(start: Start) -> 
     slow = [Asking(process, "/slow?s=60") for _ in range(2)]
     wait_for(lambda: len(process.lines("slow begins")) == 2)
     assert process.stop() == 1
-    assert process.line("requests cut off")["requests"] == 2
+    cut_off = process.line("requests cut off")
+    assert (cut_off["requests"], cut_off["after_s"]) == (2, 0.2)
     for request in slow:
         request.join()
         assert request.answer is not None
