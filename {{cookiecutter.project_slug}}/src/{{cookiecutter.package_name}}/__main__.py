@@ -18,8 +18,7 @@ def main() -> None:
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         # A reload must not end what has not started yet; under nohup(1) the signal stays ignored.
         signal.signal(signal.SIGHUP, lambda *_: None)
-    # prometheus-client would look for files that gunicorn's workers share; this service is one process.
-    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)  # For workers of gunicorn; this service is one process.
     from . import services
     from .app import create_app
     from .chassis import Service, run
