@@ -136,6 +136,9 @@ class Odd(Coroutine[Any, Any, None]):
     def throw(self, *error: Any) -> Any:
         return self._inner.throw(*error)
 
+    def close(self) -> None:
+        self._inner.close()
+
     def __await__(self) -> Generator[Any, Any, None]:
         yield from self._inner.__await__()
 

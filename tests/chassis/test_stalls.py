@@ -141,8 +141,12 @@ def test_an_observer_that_fails_does_not_end_the_heartbeat() -> None:
 
 @pytest.mark.parametrize("stderr", [None, io.StringIO()])
 def test_the_watchdog_needs_no_standard_error(monkeypatch: pytest.MonkeyPatch, stderr: object) -> None:
+    def stalled() -> float:
+        looks.append(1)
+        return 0.0
+
     event_loop, looks = EventLoop(), list[int]()
-    monkeypatch.setattr(event_loop, "stalled", lambda: looks.append(1) or 0.0)
+    monkeypatch.setattr(event_loop, "stalled", stalled)
     monkeypatch.setattr(sys, "stderr", stderr)
     watchdog = Watchdog(event_loop, 1, lambda: None)
     wait_for(lambda: len(looks) > 2)
