@@ -90,7 +90,10 @@ class Site:
 
     def up(self) -> int:
         """Bring all up, and wait until the service is ready; return its port."""
-        self.do("up", "--build", "--detach")
+        try:
+            self.do("up", "--build", "--detach")
+        except pytest.fail.Exception as error:
+            raise AssertionError(self.do("logs", "--no-log-prefix", "migrate")) from error
         (container,) = self.do("ps", "--quiet", self.slug).split()
         port = self.engine.port(container, 8000)
         self.engine.ready(container)
