@@ -409,7 +409,10 @@ def create_app(config: Config, registry: svcs.Registry) -> Starlette:
 
 
 def service() -> Service:
-    limits = Limits(body_timeout_s=float(os.environ.get("BODY_TIMEOUT", "20")))
+    limits = Limits(
+        body_timeout_s=float(os.environ.get("BODY_TIMEOUT", "20")),
+        half_close_s=float(os.environ.get("HALF_CLOSE", "0.1")),
+    )
     return Service("my-service", Config, register, create_app, limits=limits)
 
 

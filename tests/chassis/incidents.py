@@ -74,10 +74,10 @@ def events(process: Service) -> list[str]:
 
 @contextmanager
 def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """Start the program for many tests, with little patience for bodies."""
+    """Start the program for many tests; it waits little for bodies, and long for who has half closed."""
     folder = tmp_path_factory.mktemp("incidents")
     with Start(folder, write_secrets(folder / "secrets")) as start:
-        yield launch(start, APP_HTTP_MAX_BODY=str(MAX_BODY), BODY_TIMEOUT="1").ready()
+        yield launch(start, APP_HTTP_MAX_BODY=str(MAX_BODY), BODY_TIMEOUT="1", HALF_CLOSE="5").ready()
 
 
 @contextmanager
