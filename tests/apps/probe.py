@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import date
 from typing import Any, NoReturn, cast
 
 import environ
@@ -152,7 +153,7 @@ async def trouble(request: Request) -> Response:
         raise HTTPException(304, headers={"ETag": '"7"'})
     elif kind == "conflict":
         # FastAPI's own takes any detail.
-        raise HTTPException(409, cast("Any", {"owner": "Ada"}))
+        raise HTTPException(409, cast("Any", {"owner": "Ada", "since": date(2026, 11, 26)}))
     elif kind == "stream":
         return StreamingResponse(iter([b"a", b"b"]), 500)
     return PlainTextResponse(kind)

@@ -220,6 +220,7 @@ def test_a_body_that_comes_byte_by_byte_is_slow_as_a_whole(probe: Service) -> No
 def test_a_connection_is_kept_after_a_body_that_came_in_pieces(probe: Service) -> None:
     with probe.dial() as client:
         client.sendall(POST + b"Content-Length: 6\r\n\r\nabc")
+        # The service reads the two parts one by one.
         time.sleep(0.1)
         client.sendall(b"def")
         assert client.recv(65536).endswith(b"\r\n\r\n6")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import socket
 import sys
 from collections.abc import Iterator
@@ -219,7 +218,6 @@ def test_a_route_has_the_prefixes_above_it(service: Service, path: str, route: s
 
 SOCKETS = ["/live", "/v1/live", "/shops/{shop}/live", "/shops/{shop}/floors/{floor}/live", "/app/inner/live"]
 SOCKETS_OF_FASTAPI = ["/shop/chat", "/office/back/shop/chat", "/sub/{tenant}/shop/chat"]
-has_websockets = importlib.util.find_spec("websockets") is not None
 
 
 # Runs the program as where the package is not installed.
@@ -243,7 +241,6 @@ def test_websockets_that_can_not_be_served_are_told_at_the_start(start: Start) -
         assert client.recv(65536).startswith(b"HTTP/1.1 404 ")
 
 
-@pytest.mark.skipif(not has_websockets, reason="the package websockets is not there")
 @pytest.mark.parametrize(
     "path", ["/live", "/shops/s/floors/1/live", *(["/sub/a/shop/chat"] if FASTAPI else [])]
 )
@@ -265,7 +262,6 @@ def test_a_websocket_is_carried_and_closed_by_the_drain(start: Start, path: str)
     assert process.request_line(path)["status"] == 101
 
 
-@pytest.mark.skipif(not has_websockets, reason="the package websockets is not there")
 def test_a_websocket_whose_handler_raises_is_closed_with_1011(start: Start) -> None:
     process = launch(start).ready()
     with process.dial() as client:

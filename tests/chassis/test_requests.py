@@ -73,7 +73,11 @@ def test_a_framework_error_that_has_no_body_gets_none(probe: Service) -> None:
 def test_a_framework_error_with_data_is_a_problem_with_that_data(probe: Service) -> None:
     answer = probe.ask("/trouble/conflict")
     assert (answer.status, answer.headers["content-type"]) == (409, PROBLEM_JSON)
-    assert answer.json() == {"status": 409, "title": "Conflict", "errors": {"owner": "Ada"}}
+    assert answer.json() == {
+        "status": 409,
+        "title": "Conflict",
+        "errors": {"owner": "Ada", "since": "2026-11-26"},
+    }
 
 
 def test_an_answer_of_500_that_the_service_means_is_its_own(probe: Service) -> None:

@@ -146,6 +146,7 @@ def test_a_long_rest_is_no_want_of_progress(work: Work, table: Path) -> None:
     statuses = set()
     while not eaten(eater):
         statuses.add(eater.status("/-/healthy", "admin"))
+        # Often enough to see a failure, and no load.
         time.sleep(0.05)
     assert statuses == {200}
     assert eater.stop() == 0

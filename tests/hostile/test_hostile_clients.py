@@ -377,7 +377,7 @@ def test_used_up_descriptors_cost_newcomers_only(world: World, files: int) -> No
     behaved.asks()
     leaking = behaved.asks()
     assert leaking < 20
-    # A probe that can't be accepted is waited with, and not asked for all the time.
+    # A client that the admin port can't accept costs next to no CPU; asking for it without a pause would.
     probe = service.dial("admin")
     began = service.cpu_seconds()
     time.sleep(4)

@@ -45,7 +45,7 @@ def problem(
     """Return the response for an error, as RFC 9457 (problem+json) has it."""
     about = {"status": status, "title": responses.get(status), "detail": detail, **more}
     members = {name: value for name, value in about.items() if value is not None}
-    body = json.dumps(members, separators=(",", ":"), default=str)
+    body = json.dumps(members, separators=(",", ":"), default=str)  # A detail may hold a date.
     return Response(body, status, headers, "application/problem+json")
 
 
