@@ -32,7 +32,8 @@ BUSY_S = 0.02
 # Or one that stood still for a moment, in which few requests are many of a hundred.
 STILL_S = 0.25
 # It takes Prometheus some seconds to see that a target is no more, and a new process to start: minutes here.
-OF_A_CHANGED_TARGET = {"InstanceDown"}
+# Until its event loop begins to beat, its admin port answers, and it looks stuck.
+OF_A_CHANGED_TARGET = {"InstanceDown", "EventLoopStuck"}
 WAIT_S = 180.0
 
 
