@@ -5,6 +5,8 @@ A team has to read what it adopts. Where a limit is reached, something has to go
 
 import ast
 import json
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from kit.project import COMBINATIONS, FRAMEWORKS, ROOT, TARGETS, Project, Render
 MOST_FILES = 79
 MOST_LINES = 6140
 MOST_LINES_OF_CHASSIS = 4166
+# What would go from a default service if workers and commands went, by the patterns below. The aim: 150.
+MOST_LINES_OF_WORK = 164
 # What the answer systemd adds to the chassis.
 MOST_LINES_FOR_SYSTEMD = 60
 MOST_LINES_OF_ITS_TESTS = 450
@@ -24,6 +28,37 @@ MOST_LINES_OF_A_MODULE = 250
 # What the answer postgresql adds, its example and its tests included. The aim: 600.
 MOST_LINES_OF_A_DATABASE = 690
 MOST_OVERRIDES = 4
+
+# Where workers and commands stand; each pattern has one place, and all of its lines count.
+WORK = {
+    "chassis/workers.py": [r"(?s)\A.*\Z"],
+    "chassis/run.py": [
+        r"import signal\n",
+        r"from argparse .*\n",
+        r"(?s)def run_command\(.*?\n\n\n",
+        r"(?s) +if task\.cancelled\(\).*? break\n",
+        r"(?s) +if worker:\n.*? else:\n",
+        r" +for name, kind in .*\n.*\n.* kind\(.*\n",
+    ],
+    "chassis/service.py": [
+        r"from argparse .*\n",
+        r"from \.workers .*\n",
+        r"(?s)@attrs\.frozen\nclass Command:.*?\n\n\n",
+        r" +workers: Its .*\n",
+        r" +commands: Its .*\n",
+        r" +workers: Mapping.*\n",
+        r" +commands: Mapping.*\n",
+    ],
+    "chassis/cli.py": [
+        r" +if service\.workers:\n.*\n.*\n",
+        r" +for own, command in .*\n.*\n.*\n",
+        r" +if chosen\.command in service\.commands:\n.*\n",
+    ],
+    "chassis/__init__.py": [r"from \.workers .*\n"],
+    "chassis/lifecycle.py": [r" +# Which worker .*\n +self\.stuck.*\n"],
+    "chassis/admin/endpoints.py": [r" +stuck = .*\n"],
+    "__main__.py": [r" +# What services\.py .*\n +commands=.*\n +workers=.*\n"],
+}
 
 # What Python documents as a hook is there to be set.
 HOOKS = {
@@ -66,6 +101,17 @@ def test_the_chassis_and_its_tests_are_small(service: Project) -> None:
         added = {path: counted.pop(path) for path in [*counted] if path.name == "systemd.py"}
         assert sum(counted.values()) <= most, f"{folder}: {largest(counted)}"
         assert sum(added.values()) <= MOST_LINES_FOR_SYSTEMD
+
+
+def test_workers_and_commands_are_small(service: Project) -> None:
+    counted: Counter[str] = Counter()
+    for name, patterns in WORK.items():
+        text = (service.path / "src" / service.package / name).read_text(encoding="utf-8")
+        for pattern in patterns:
+            found = re.findall(pattern, text)
+            assert len(found) == 1, f"{name}: {pattern} is to match once, and matches {found}"
+            counted[name] += found[0].count("\n")
+    assert counted.total() <= MOST_LINES_OF_WORK, counted
 
 
 @pytest.mark.parametrize(

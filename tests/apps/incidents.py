@@ -94,6 +94,9 @@ def register(registry: svcs.Registry, config: Config) -> None:
     if config.incident.register == "block":
         log.info("misbehaving", kind="block")
         time.sleep(LONG)
+    if config.incident.register == "raise":
+        threading.Thread(target=time.sleep, args=(LONG,)).start()
+        raise ZeroDivisionError
     if config.incident.register == "observe":
         with svcs.Container(registry) as services:
             services.get(Lifecycle).observe(lambda state: [][0])

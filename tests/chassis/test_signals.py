@@ -13,7 +13,7 @@ import asyncio, signal
 from my_service.chassis.lifecycle import Lifecycle
 
 loop = asyncio.new_event_loop()
-Lifecycle(timeout_s=60).install(loop)
+Lifecycle(timeout_s=60).install(loop.create_task(asyncio.sleep(0)))
 loop.close()
 signal.raise_signal(signal.SIGHUP)
 signal.raise_signal(signal.SIGTERM)

@@ -54,6 +54,13 @@ def test_a_stop_while_services_are_registered_ends_it_in_time(start: Start) -> N
     assert cut_off(process), process.said()
 
 
+def test_an_exception_before_the_start_up_ends_it_whatever_thread_goes_on(start: Start) -> None:
+    process = launch(start, APP_INCIDENT_REGISTER="raise")
+    assert ended(process, 20) == 1, process.said()
+    assert "ZeroDivisionError" in process.line("service failed")["exception"]
+    assert (events(process)[-1], process.line("stopped")["status"]) == ("stopped", 1)
+
+
 @pytest.mark.parametrize(
     ("kind", "status"), [("exit0", 0), ("exit3", 3), ("exittext", 1), ("raise", 1), ("interrupt", 130)]
 )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import svcs
 from kit.service import Service, wait_for
+from my_service.chassis import Lifecycle, Worker
 
 from .start import Start
 
@@ -119,6 +123,32 @@ def test_a_failing_worker_that_is_not_critical_leaves_the_service_ready(start: S
     guest.line("worker failed")
     wait_for(lambda: guest.readiness()["checks"]["Guest"][0]["status"] == "warn", "the check")
     assert guest.status("/-/ready") == 200
+
+
+class Broken(Worker):
+    """Fails at once."""
+
+    async def run(self) -> None:
+        raise RuntimeError("it is broken")
+
+
+def test_a_check_that_fails_for_long_takes_no_more_memory() -> None:
+    """An exception that is raised again holds the frames of each time, and a probe asks every second."""
+
+    async def fail_and_ping() -> list[int]:
+        registry, lifecycle, depths = svcs.Registry(), Lifecycle(), list[int]()
+        broken = Broken("broken", None, registry, lifecycle)
+        await asyncio.sleep(0)
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="it is broken") as raised:
+                await broken.ping()
+            depths.append(len(traceback.extract_tb(raised.tb)))
+        lifecycle.stop("the test has ended")
+        await registry.aclose()
+        return depths
+
+    first, *others = asyncio.run(fail_and_ping())
+    assert others == [first, first]
 
 
 def test_each_failure_in_a_row_is_waited_for_longer(work: Work, table: Path) -> None:

@@ -55,14 +55,14 @@ class Lifecycle:
         self.state = State.STARTING
         self.draining = asyncio.Event()
         self.hangup = asyncio.Event()
-        # The exit status that was asked for, if any was.
-        self.status: int | None = None
+        # The exit status, by what was asked for and what has failed.
+        self.status = 0
         # How many requests are in flight, for the last line of a stop that takes too long.
         self.requests: Callable[[], int] = int
         # Which worker makes no progress, if one does not.
         self.stuck: Callable[[], str | None] = lambda: None
         self._observers: list[Callable[[State], object]] = []
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._main: asyncio.Task[None] | None = None
         self._signalled = False
         self._deadline = math.inf
         # Not an Event: a signal handler may interrupt a put() and put as well.
@@ -88,20 +88,29 @@ class Lifecycle:
         """Enter *state*; an instance never goes back."""
         if list(State).index(state) > list(State).index(self.state):
             self.state = state
+            if state is State.READY:
+                log.info("ready", after_s=round(self.uptime, 3))
             for callback in self._observers:
                 try:
                     callback(state)
                 except Exception as error:
                     log.error("observer failed", state=state, exc_info=error)
 
-    def stop(self, reason: str, *, status: int | None = None, at_once: bool = False) -> None:
+    def exit_with(self, status: int) -> None:
+        """Exit with *status* in the end; of several, the first that is not 0 counts."""
+        self.status = self.status or status
+
+    def stop(self, reason: str, *, status: int = 0, at_once: bool = False) -> None:
         """Begin to drain, and end with *status*; *at_once*: without the delay."""
-        self.status = status if self.status is None else self.status
+        self.exit_with(status)
         if self.draining.is_set():
             return
         self._begin_stop(at_once)
         self.draining.set()
         log.info("draining", reason=reason, delay_s=self.delay_s, timeout_s=self.timeout_s)
+        if self.state is State.STARTING and self._main is not None:
+            # A start that is not done yet is called off, and so is a command.
+            self._main.cancel()
         self.advance(State.DRAINING)
 
     def _begin_stop(self, at_once: bool) -> None:
@@ -109,9 +118,9 @@ class Lifecycle:
         self._deadline = min(self._deadline, time.monotonic() + self.delay_s + self.timeout_s + STOP_MARGIN_S)
         self._stopping.put(None)
 
-    def install(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Handle signals from now on; forked children get their default handlers back."""
-        self._loop = loop
+    def install(self, main: asyncio.Task[None]) -> None:
+        """Handle signals from now on, for *main*; forked children get their default handlers back."""
+        self._main = main
         for number in (signal.SIGTERM, signal.SIGINT):
             # Not loop.add_signal_handler(): a second signal must work while the event loop is stuck.
             signal.signal(number, self.handle_exit)
@@ -122,7 +131,7 @@ class Lifecycle:
                 signal.signal(number, signal.SIG_DFL)
 
         os.register_at_fork(after_in_child=forget)
-        threading.Thread(target=self._enforce_deadline, name="deadline", daemon=True).start()
+        threading.Thread(target=self._enforce_deadline, args=(main.get_loop(),), name="deadline", daemon=True).start()
 
     def keep_from_children(self, sockets: Callable[[], Iterable[socket.socket]]) -> None:
         """Take *sockets* away from forked children: a port is in use, and a connection open, while anybody has it."""
@@ -155,16 +164,16 @@ class Lifecycle:
             self._call(self.hangup.set)
 
     def _call(self, callback: Callable[[], None]) -> None:
-        if self._loop is not None and not self._loop.is_closed():
+        if self._main is not None and not (loop := self._main.get_loop()).is_closed():
             # Not in the context of the request that the signal interrupts: its ids would be on the lines of the stop.
-            self._loop.call_soon_threadsafe(callback, context=contextvars.Context())
+            loop.call_soon_threadsafe(callback, context=contextvars.Context())
 
-    def _enforce_deadline(self) -> None:
+    def _enforce_deadline(self, loop: asyncio.AbstractEventLoop) -> None:
         """End the process when its time is over, whatever threads, tasks and exit handlers still wait for."""
         self._stopping.get()
         time.sleep(max(0.0, self._deadline - time.monotonic()))
         try:
-            tasks = asyncio.all_tasks(self._loop) if self._loop is not None else set()
+            tasks = asyncio.all_tasks(loop)
             threads = [thread for thread in threading.enumerate() if not thread.daemon and thread.ident is not None]
             log.error(
                 "stop timed out",

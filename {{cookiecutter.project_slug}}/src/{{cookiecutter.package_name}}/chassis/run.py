@@ -1,6 +1,7 @@
 """From a service's parts and its environment to a running process, and to its exit status."""
 
 import asyncio
+import contextlib
 import errno
 import importlib.metadata
 import importlib.util
@@ -9,7 +10,7 @@ import platform
 import signal
 import socket
 from argparse import Namespace
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any
 
 import svcs
@@ -30,7 +31,6 @@ from .lifecycle import Lifecycle, State, exit_now, exit_status
 from .metrics import Metrics
 from .output import ensure_standard_streams
 from .service import Service
-from .workers import stop
 
 Sockets = list[socket.socket]
 log = logs.get_logger("service")
@@ -38,8 +38,7 @@ log = logs.get_logger("service")
 
 def serve(service: Service, env: Mapping[str, str], worker: str = "") -> int:
     """Serve, or run *worker* alone, until a signal asks to stop; return the exit status."""
-    if (loaded := _prepare(service, env)) is None:
-        return os.EX_CONFIG
+    loaded = _prepare(service, env)
     config = loaded.config
     listeners: list[Sockets] = []
     for purpose, at in (("HTTP", config.http), ("ADMIN", config.admin)):
@@ -52,46 +51,32 @@ def serve(service: Service, env: Mapping[str, str], worker: str = "") -> int:
             return 1 if in_use else os.EX_CONFIG
     lifecycle = Lifecycle(config.drain.delay, config.drain.timeout)
     lifecycle.keep_from_children(lambda: [sock for sockets in listeners for sock in sockets])
-    return _run_to_its_end(lifecycle, _serve(service, loaded, lifecycle, env, worker, *listeners), "stopped")
+    main = _serve(service, loaded, lifecycle, env, worker, *listeners)
+    return _run_to_its_end(lifecycle, main, "service failed", "stopped")
 
 
 def run_command(service: Service, name: str, arguments: Namespace, env: Mapping[str, str]) -> int:
     """Run the command *name* of *service* until it ends or a signal cancels it; return the exit status."""
-    if (loaded := _prepare(service, env)) is None:
-        return os.EX_CONFIG
-    config, lifecycle = loaded.config, Lifecycle(timeout_s=loaded.config.drain.timeout)
+    loaded = _prepare(service, env)
+    lifecycle = Lifecycle(timeout_s=loaded.config.drain.timeout)
 
-    async def main() -> int:
-        task = asyncio.current_task()
-        lifecycle.observe(lambda state: task and state is State.DRAINING and task.cancel())
-        watch = asyncio.create_task(secrets.watch(loaded.secrets, config.secrets.refresh, lifecycle.hangup, fixed=[]))
-        try:
-            async with svcs.Registry() as registry, svcs.Container(registry) as services:
-                registry.register_value(Lifecycle, lifecycle, enter=False)
-                service.register(registry, config)
-                return await service.commands[name].run(arguments, config, services) or 0
-        except (Exception, asyncio.CancelledError) as error:
-            if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
-                # What a shell reports for a program that this signal ended.
-                return 128 + signal.SIGTERM
-            log.critical("command failed", exc_info=error)
-            return 1
-        finally:
-            watch.cancel()
+    async def main() -> None:
+        async with _services(service, loaded, lifecycle) as registry, svcs.Container(registry) as services:
+            lifecycle.exit_with(await service.commands[name].run(arguments, loaded.config, services) or 0)
 
     log.info("command started", name=name, version=importlib.metadata.version(service.name))
-    return _run_to_its_end(lifecycle, main(), "command ended", name=name)
+    return _run_to_its_end(lifecycle, main(), "command failed", "command ended", name=name)
 
 
-def _prepare(service: Service, env: Mapping[str, str]) -> LoadedConfig[Any] | None:
-    """Load the configuration and begin to log as it says; return None, with all problems logged, if it is wrong."""
+def _prepare(service: Service, env: Mapping[str, str]) -> LoadedConfig[Any]:
+    """Load the configuration and begin to log as it says; exit, with all problems logged, if it is wrong."""
     ensure_standard_streams()
     logs.configure("info", env.get("APP_LOG_FORMAT", "auto").lower())
     try:
         loaded = load(service.config, env)
     except ConfigurationError as error:
         _log_problems(error.problems, error.warnings)
-        return None
+        raise SystemExit(os.EX_CONFIG) from None
     logs.configure(loaded.config.log.level, loaded.config.log.format, loaded.config.log.levels)
     _log_problems([], loaded.warnings)
     return loaded
@@ -104,35 +89,60 @@ def _log_problems(problems: list[Problem], warnings: list[Problem]) -> None:
         log.warning("configuration warning", setting=warning.setting, problem=warning.problem)
 
 
-def _run_to_its_end(lifecycle: Lifecycle, main: Coroutine[Any, Any, int], ended: str, **about: str) -> int:
+def _run_to_its_end(
+    lifecycle: Lifecycle, main: Coroutine[Any, Any, None], failed: str, ended: str, **about: str
+) -> int:
     """Run *main*, and drain when a task or a callback calls `sys.exit` or `loop.stop`, which ends the loop at once."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        loop, status = runner.get_loop(), 0
-        lifecycle.install(loop)
+        loop = runner.get_loop()
         task = loop.create_task(main)
+        lifecycle.install(task)
         while not task.done():
             try:
-                status = loop.run_until_complete(task) or lifecycle.status or 0
-            except (SystemExit, KeyboardInterrupt, RuntimeError) as error:
-                if isinstance(error, RuntimeError) and task.done():
-                    raise  # It is *main* that has failed.
-                status = exit_status(error)
-                log.critical("exit requested", status=status, exc_info=error)
-                lifecycle.status = status if lifecycle.status is None else lifecycle.status
+                loop.run_until_complete(task)
+            except BaseException as error:
+                if task.cancelled() and lifecycle.draining.is_set():
+                    # A command: this is what a shell reports for a program that the signal ended.
+                    lifecycle.exit_with(128 + signal.SIGTERM)
+                    break
+                is_failure = task.done() and not isinstance(error, SystemExit | KeyboardInterrupt)
+                log.critical(failed if is_failure else "exit requested", status=exit_status(error), exc_info=error)
+                lifecycle.exit_with(exit_status(error))
                 if not task.done():
                     loop.call_soon(lifecycle.stop, "exit requested")
         lifecycle.advance(State.STOPPED)
-        if status != 0:
+        if lifecycle.status != 0:
             # What did not end in time gets no more of it: the runner would wait for the last task and thread.
-            log.info(ended, **about, status=status)
-            exit_now(status)
-    log.info(ended, **about, status=status)
-    return status
+            log.info(ended, **about, status=lifecycle.status)
+            exit_now(lifecycle.status)
+    log.info(ended, **about, status=0)
+    return 0
+
+
+@contextlib.asynccontextmanager
+async def _services(service: Service, loaded: LoadedConfig[Any], lifecycle: Lifecycle) -> AsyncIterator[svcs.Registry]:
+    """Register what *service* talks to, keep its secrets fresh, and close it in the time that is left."""
+    fixed = [value.variable for value in loaded.values if value.variable is not None]
+    every = loaded.config.secrets.refresh
+    watching = asyncio.create_task(secrets.watch(loaded.secrets, every, lifecycle.hangup, fixed))
+    registry = svcs.Registry()
+    registry.register_value(Lifecycle, lifecycle, enter=False)
+    try:
+        service.register(registry, loaded.config)
+        yield registry
+    finally:
+        try:
+            async with asyncio.timeout(lifecycle.time_left_s):
+                await registry.aclose()
+        except TimeoutError:
+            log.error("closing timed out", hint="a service that was registered with on_registry_close did not close")
+            lifecycle.exit_with(1)
+        watching.cancel()
 
 
 async def _serve(
     service: Service, loaded: LoadedConfig[Any], lifecycle: Lifecycle, env: Mapping[str, str], worker: str, *at: Sockets
-) -> int:
+) -> None:
     config, version = loaded.config, importlib.metadata.version(service.name)
     http, operations = at
     event_loop, requests = EventLoop(), RequestsInFlight()
@@ -152,60 +162,36 @@ async def _serve(
     )
     for sock in operations:
         serve_admin(sock, operator)
-    fixed = [value.variable for value in loaded.values if value.variable is not None]
     observers: list[Callable[[float], None]] = [metrics.lag.observe, watchdog.beat, history.beat]
     if service.notify is not None:
         observers.append(service.notify(lifecycle, env))
-    tasks = [
-        asyncio.create_task(event_loop.run(*observers, lambda _: standard_logging.restore())),
-        asyncio.create_task(secrets.watch(loaded.secrets, config.secrets.refresh, lifecycle.hangup, fixed)),
-    ]
+    beating = asyncio.create_task(event_loop.run(*observers, lambda _: standard_logging.restore()))
     addresses = {"http": _address(http[0]) if http else None, "admin": _address(operations[0])}
     log.info("listening", name=service.name, version=version, **addresses, python=platform.python_version())
-    registry = svcs.Registry()
-    registry.register_value(Lifecycle, lifecycle, enter=False)
-    service.register(registry, config)
-    names = [worker] if worker else [name for name, kind in service.workers.items() if kind.beside_requests]
-    workers = [service.workers[name](name, config, registry, lifecycle) for name in names]
-    health.registry = registry
-    cut_off = False
-    if worker:
-        lifecycle.stuck = workers[0].stuck
-        workers[0].task.add_done_callback(lambda _: lifecycle.stop("the worker has ended"))
-        lifecycle.advance(State.READY)
-        log.info("ready", after_s=round(lifecycle.uptime, 3), worker=worker)
-        await lifecycle.draining.wait()
-    else:
-        app = service.create_app(config, registry)
-        use_problems(app)
-        _warn_of_websockets(app)
-        own = (lifecycle, health, metrics, requests, config.http.max_body, service.limits, tracing)
-        cut_off = await _until_stopped(Server(Middleware(app, *own), config), http, lifecycle)
-    cut_off |= await stop(workers, lifecycle.time_left_s)
-    for task in tasks:
-        task.cancel()
+    async with _services(service, loaded, lifecycle) as registry:
+        health.registry = registry
+        if worker:
+            alone = service.workers[worker](worker, config, registry, lifecycle)
+            lifecycle.stuck = alone.stuck
+            alone.task.add_done_callback(lambda _: lifecycle.stop("the worker has ended"))
+            lifecycle.advance(State.READY)
+            await lifecycle.draining.wait()
+        else:
+            app = service.create_app(config, registry)
+            use_problems(app)
+            _warn_of_websockets(app)
+            own = (lifecycle, health, metrics, requests, config.http.max_body, service.limits, tracing)
+            server = Server(Middleware(app, *own), config)
+            for name, kind in service.workers.items():
+                if kind.beside_requests:
+                    kind(name, config, registry, lifecycle)  # The registry holds it, and closes it.
+            with contextlib.suppress(asyncio.CancelledError):  # A start that is called off closes what there is.
+                await server.serve(http)
+            lifecycle.stop("the server has ended", at_once=True)
+    beating.cancel()
     watchdog.stop()
-    try:
-        async with asyncio.timeout(lifecycle.time_left_s):
-            await registry.aclose()
-    except TimeoutError:
-        log.error("closing timed out", hint="a service that was registered with on_registry_close did not close")
-        cut_off = True
     if tracing is not None:
         await tracing.close(lifecycle.time_left_s)
-    return 1 if cut_off else 0
-
-
-async def _until_stopped(server: Server, sockets: Sockets, lifecycle: Lifecycle) -> bool:
-    """Serve on *sockets* until the stop is done; return whether anything was cut off."""
-    serving = asyncio.create_task(server.serve(sockets))
-    # A start that is not done yet is called off.
-    lifecycle.observe(lambda _: server.started or serving.cancel())
-    await asyncio.wait({serving})
-    lifecycle.stop("the server has ended", at_once=True)
-    if not serving.cancelled():
-        serving.result()
-    return server.cut_off > 0
 
 
 def _warn_of_websockets(app: Any) -> None:

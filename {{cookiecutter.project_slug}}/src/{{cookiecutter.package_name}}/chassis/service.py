@@ -42,10 +42,7 @@ class Limits:
 
 @attrs.frozen
 class Command:
-    """A command of the service's own: *run* is given arguments, configuration and services, and may return a status.
-
-    SIGTERM cancels it; it then has ``APP_DRAIN_TIMEOUT`` to clean up. The rest is for ``--help``.
-    """
+    """A command of the service's own: *run* is given arguments, configuration and services; SIGTERM cancels it."""
 
     run: Callable[[Namespace, Any, svcs.Container], Awaitable[int | None]]
     help: str

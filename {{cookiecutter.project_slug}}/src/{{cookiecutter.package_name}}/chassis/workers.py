@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -36,7 +36,7 @@ class Worker:
         AGES.labels(name).set_function(lambda: max(0.0, time.monotonic() - self._last))
         LIMITS.labels(name).set(self.stall_limit_s)
         FAILURES.labels(name)
-        registry.register_value(type(self), self, ping=Worker.ping, enter=False)
+        registry.register_value(type(self), self, ping=Worker.ping, enter=False, on_registry_close=self.close)
         self.task = asyncio.create_task(self._supervise())
 
     async def run(self) -> None:
@@ -57,7 +57,6 @@ class Worker:
         self._last = time.monotonic() + seconds
         with suppress(TimeoutError):
             await asyncio.wait_for(self._lifecycle.draining.wait(), seconds)
-        self.beat()
 
     @contextmanager
     def item(self) -> Iterator[None]:
@@ -74,12 +73,19 @@ class Worker:
     async def ping(self) -> None:
         """Fail from a failure to the next item that is done."""
         if self._failure is not None:
-            raise self._failure
+            raise self._failure.with_traceback(None)
 
     def stuck(self) -> str | None:
         """Return where it waits if it has made no progress for too long."""
         late = time.monotonic() - self._last > self.stall_limit_s
         return "\n".join([f"no progress of {self.name}, which is at", *await_chain(self.task)]) if late else None
+
+    async def close(self) -> None:
+        """Wait until it has ended in the drain; cut it off when the time for that is nearly over."""
+        await asyncio.wait({self.task}, timeout=self._lifecycle.time_left_s - 0.5)
+        if self.task.cancel():
+            log.error("worker cut off", worker=self.name, hint="it did not end before the deadline")
+            self._lifecycle.exit_with(1)
 
     async def _supervise(self) -> None:
         """Run, again after each failure, until `run` returns (then it has no age any more) or the drain begins."""
@@ -97,14 +103,3 @@ class Worker:
                 FAILURES.labels(self.name).inc()
                 log.error("worker failed", restart_in_s=back_off, exc_info=error)
                 await self.rest(back_off)
-
-
-async def stop(workers: Collection[Worker], time_left_s: float) -> bool:
-    """Wait until *workers* have finished their item or the time is nearly over; return whether any was cut off."""
-    if workers:
-        await asyncio.wait([worker.task for worker in workers], timeout=max(0.0, time_left_s - 0.5))
-    late = [worker for worker in workers if not worker.task.done()]
-    for worker in late:
-        log.error("worker cut off", worker=worker.name, hint="it did not end before the deadline")
-        worker.task.cancel()
-    return bool(late)

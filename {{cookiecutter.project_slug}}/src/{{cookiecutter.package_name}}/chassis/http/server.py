@@ -90,8 +90,6 @@ class Server(uvicorn.Server):
         self._metrics.connections.set_function(lambda: len(self.server_state.connections))
         self._most_connections = connection_limit(settings.http.max_connections)
         self._turned_away = 0
-        # How much was cut off in the end: requests without an answer, and work that goes on behind an answer.
-        self.cut_off = 0
         self._lifecycle.observe(self._on_state)
         self._lifecycle.keep_from_children(
             lambda: [connection.transport.get_extra_info("socket") for connection in self.server_state.connections]
@@ -114,7 +112,6 @@ class Server(uvicorn.Server):
             await asyncio.Event().wait()
         self._housekeeping = asyncio.create_task(self._keep_house())
         self._lifecycle.advance(State.READY)
-        log.info("ready", after_s=round(self._lifecycle.uptime, 3))
 
     def _make_connection(self, *, app_state: dict[str, Any], **_: Any) -> Connection:
         http = HttpProtocol(self.config, self.server_state, app_state, limits=self._limits, on_refused=self._on_refused)
@@ -160,10 +157,10 @@ class Server(uvicorn.Server):
         self._housekeeping.cancel()
         pending, connections = len(self._pending()), len(self.server_state.connections)
         if pending or connections:
-            self.cut_off = pending + connections
             requests = min(len(self._requests), pending)
             counts = {"requests": requests, "background": pending - requests, "connections": connections}
             log.error("requests cut off", **counts, after_s=self._lifecycle.timeout_s)
+            self._lifecycle.exit_with(1)
         for task in list(self.server_state.tasks):
             task.cancel()
         try:
@@ -171,7 +168,7 @@ class Server(uvicorn.Server):
                 await super().shutdown(sockets)
         except TimeoutError:
             log.error("shutdown timed out", hint="the application's lifespan did not end in time")
-            self.cut_off += 1
+            self._lifecycle.exit_with(1)
 
     def _pending(self) -> set[asyncio.Task[None]]:
         """Return the tasks that somebody waits for: not those of requests whose client has left."""
