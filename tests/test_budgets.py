@@ -17,10 +17,10 @@ from kit.project import COMBINATIONS, FRAMEWORKS, ROOT, TARGETS, Project, Render
 # What there is today; only a fault that is mended may raise it.
 # The aims: 80 files, 4,700 lines, 2,900 lines of chassis.
 MOST_FILES = 79
-MOST_LINES = 6140
-MOST_LINES_OF_CHASSIS = 4166
+MOST_LINES = 6120
+MOST_LINES_OF_CHASSIS = 4146
 # What would go from a default service if workers and commands went, by the patterns below. The aim: 150.
-MOST_LINES_OF_WORK = 164
+MOST_LINES_OF_WORK = 163
 # What the answer systemd adds to the chassis.
 MOST_LINES_FOR_SYSTEMD = 60
 MOST_LINES_OF_ITS_TESTS = 450

@@ -52,7 +52,7 @@ def serve(service: Service, env: Mapping[str, str], worker: str = "") -> int:
     lifecycle = Lifecycle(config.drain.delay, config.drain.timeout)
     lifecycle.keep_from_children(lambda: [sock for sockets in listeners for sock in sockets])
     main = _serve(service, loaded, lifecycle, env, worker, *listeners)
-    return _run_to_its_end(lifecycle, main, "service failed", "stopped")
+    return _run_to_end(lifecycle, main, "service failed", "stopped")
 
 
 def run_command(service: Service, name: str, arguments: Namespace, env: Mapping[str, str]) -> int:
@@ -65,7 +65,7 @@ def run_command(service: Service, name: str, arguments: Namespace, env: Mapping[
             lifecycle.exit_with(await service.commands[name].run(arguments, loaded.config, services) or 0)
 
     log.info("command started", name=name, version=importlib.metadata.version(service.name))
-    return _run_to_its_end(lifecycle, main(), "command failed", "command ended", name=name)
+    return _run_to_end(lifecycle, main(), "command failed", "command ended", name=name)
 
 
 def _prepare(service: Service, env: Mapping[str, str]) -> LoadedConfig[Any]:
@@ -89,9 +89,7 @@ def _log_problems(problems: list[Problem], warnings: list[Problem]) -> None:
         log.warning("configuration warning", setting=warning.setting, problem=warning.problem)
 
 
-def _run_to_its_end(
-    lifecycle: Lifecycle, main: Coroutine[Any, Any, None], failed: str, ended: str, **about: str
-) -> int:
+def _run_to_end(lifecycle: Lifecycle, main: Coroutine[Any, Any, None], failed: str, ended: str, **about: str) -> int:
     """Run *main*, and drain when a task or a callback calls `sys.exit` or `loop.stop`, which ends the loop at once."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         loop = runner.get_loop()
@@ -123,8 +121,7 @@ def _run_to_its_end(
 async def _services(service: Service, loaded: LoadedConfig[Any], lifecycle: Lifecycle) -> AsyncIterator[svcs.Registry]:
     """Register what *service* talks to, keep its secrets fresh, and close it in the time that is left."""
     fixed = [value.variable for value in loaded.values if value.variable is not None]
-    every = loaded.config.secrets.refresh
-    watching = asyncio.create_task(secrets.watch(loaded.secrets, every, lifecycle.hangup, fixed))
+    watch = asyncio.create_task(secrets.watch(loaded.secrets, loaded.config.secrets.refresh, lifecycle.hangup, fixed))
     registry = svcs.Registry()
     registry.register_value(Lifecycle, lifecycle, enter=False)
     try:
@@ -137,7 +134,7 @@ async def _services(service: Service, loaded: LoadedConfig[Any], lifecycle: Life
         except TimeoutError:
             log.error("closing timed out", hint="a service that was registered with on_registry_close did not close")
             lifecycle.exit_with(1)
-        watching.cancel()
+        watch.cancel()
 
 
 async def _serve(

@@ -14,8 +14,7 @@ from .lifecycle import Lifecycle
 from .logs import get_logger
 from .stacks import await_chain
 
-# Seconds before a worker that failed is started again: at first, and at most.
-BACK_OFF_S, MOST_BACK_OFF_S = 0.5, 30.0
+BACK_OFF_S, MOST_BACK_OFF_S = 0.5, 30.0  # Before a worker that failed is started again: at first, and at most.
 ITEMS = Histogram("worker_item_duration_seconds", "Time of an item of work.", ("worker", "outcome"))
 AGES = Gauge("worker_progress_age_seconds", "Time since the last sign of progress.", ("worker",))
 LIMITS = Gauge("worker_stall_limit_seconds", "Time without progress after which it is stuck.", ("worker",))
