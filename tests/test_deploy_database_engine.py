@@ -105,7 +105,9 @@ def test_a_job_of_the_stack_migrates_again_with_another_image(
             "version": "3.9",
             "services": {"migrate": job},
             "networks": {"outside": {"external": True, "name": "host"}},
-            "secrets": {"db_password": {"external": True, "name": f"{stack}_password"}},
+            "secrets": {
+                secret["source"]: {"external": True, "name": f"{stack}_password"} for secret in job["secrets"]
+            },
         }
         (tmp_path / "stack.yaml").write_text(yaml.safe_dump(document))
         swarm.do("stack", "deploy", "--resolve-image=never", f"--compose-file={tmp_path}/stack.yaml", stack)

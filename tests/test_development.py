@@ -152,7 +152,22 @@ def test_make_dev_brings_a_database_with_rows_which_stay(
             finally:
                 dev.end()
             assert not servers[0].exists()
+        makes_a_migration(project, uv, folder)
     finally:
         for server in servers:
             if server.exists():
                 os.kill(int(server.read_text().split()[0]), signal.SIGINT)
+
+
+def makes_a_migration(project: Project, uv: Path, folder: Path) -> None:
+    """Let `make migration` write what a changed model needs, beside the server of `make dev`."""
+    source = project.path / "src" / project.package
+    models = source / "models.py"
+    models.write_text(f"{models.read_text()}    note: Mapped[str | None] = mapped_column(Text)\n")
+    make = ("env", "--unset=APP_DB_HOST", "make", "migration", """TITLE=a guest's "note\"""")
+    path = f"{uv.parent}{os.pathsep}{os.environ['PATH']}"
+    at = {"PATH": path, "TMPDIR": str(folder), "APP_SECRETS_DIR": str(project.path / "secrets")}
+    project.run(project.python, "-m", "tests.chassis.postgres", *make, **at)
+    (written,) = (source / "migrations" / "versions").glob("*_a_guest_s_note.py")
+    assert 'op.add_column("guests", sa.Column("note", sa.Text(), nullable=True))' in written.read_text()
+    assert 'down_revision = "0001"' in written.read_text()

@@ -28,8 +28,7 @@ from .models import Guest
 NON_CRITICAL: frozenset[type] = frozenset()
 {%- if cookiecutter.database == "postgresql" %}
 
-# The schema that this version needs.
-MIGRATIONS = Migrations("{{ cookiecutter.package_name }}:migrations")
+MIGRATIONS = Migrations("{{ cookiecutter.package_name }}:migrations")  # The schema that this version needs.
 {%- endif %}
 
 
@@ -68,8 +67,7 @@ class Guests:
 async def seed(_arguments: object, _config: Config, services: svcs.Container) -> None:
     """Put the rows into a new database that `make dev` is to begin with."""
     guests = await services.aget(Guests)
-    for name in ("Ada", "Grace"):
-        await guests.add(name)
+    await guests.add("Ada")
 
 
 # Commands of this service's own, with the same settings, secrets, services and logs.
