@@ -89,7 +89,7 @@ from collections.abc import AsyncGenerator
 from typing import Annotated
 
 import svcs
-from fastapi import Depends, FastAPI, Header, HTTPException
+from fastapi import Depends, FastAPI, HTTPException, Request
 from pydantic import BaseModel
 
 from .config import Config
@@ -117,8 +117,8 @@ def create_app(config: Config, registry: svcs.Registry) -> FastAPI:
     """Make the ASGI app from what it is given; nothing here reads the environment."""
     app = FastAPI(title="{{ cookiecutter.project_slug }}")
 
-    async def authorised(authorization: Annotated[str, Header()] = "") -> AsyncGenerator[svcs.Container]:
-        authorise(config, authorization)
+    async def authorised(request: Request) -> AsyncGenerator[svcs.Container]:
+        authorise(config, request.headers.get("authorization", ""))
         async with svcs.Container(registry) as services:
             yield services
 

@@ -70,7 +70,6 @@ async def seed(_arguments: object, _config: Config, services: svcs.Container) ->
     await guests.add("Ada")
 
 
-# Commands of this service's own, with the same settings, secrets, services and logs.
 COMMANDS: dict[str, Command] = {"migrate": MIGRATIONS.command, "seed": Command(seed, "fill a new database")}
 
 
