@@ -3,6 +3,7 @@
 cruft renders into temporary folders and compares them, so under cruft nothing but the first may happen.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -64,7 +65,8 @@ def finish_files(project: Path) -> None:
             if not any(folder.iterdir()):
                 folder.rmdir()
     for program in (project / name for name in PROGRAMS):
-        if program.is_file():
+        # Some file systems, of Windows or of a network, have no such bits.
+        with contextlib.suppress(OSError):
             program.chmod(program.stat().st_mode | 0o111)
 
 
@@ -100,6 +102,8 @@ def run(project: Path, *command: str, seconds: int) -> str:
         raise SkippedError(f"{command[0]} failed: {said}") from error
     except OSError as error:
         raise SkippedError(f"{command[0]} can't be run: {error}") from error
+    except KeyboardInterrupt as error:
+        raise SkippedError(f"{command[0]} was interrupted") from error
     return done.stdout.strip()
 
 
@@ -149,7 +153,9 @@ def link(project: Path, answers: Mapping[str, str]) -> None:
     if shutil.which("git") and not in_git(folder):
         raise SkippedError(f"{folder} is not a git repository, so there is no version to link to")
     top, _, commit = git(folder, "rev-parse", "--show-toplevel", "HEAD").rpartition("\n")
-    if git(folder, "status", "--porcelain", "--", "."):
+    # Another repository may hold a copy of the template that it does not track.
+    git(folder, "cat-file", "-e", "HEAD:./cookiecutter.json")
+    if git(folder, "status", "--porcelain", "--untracked-files=normal", "--", "."):
         raise SkippedError(
             f"{folder} has changes that are not committed, so no commit of it gives this render",
             later="commit them and render again",
@@ -238,8 +244,8 @@ def attempt(what: str, later: str, step: Callable[[], None]) -> bool:
     """Do one step of the extra ones: whatever stops it is said, and stops nothing else."""
     try:
         step()
-    except SkippedError as error:
-        say(f"Skipped: {what}, because {error}.\n  Later: {error.later or later}")
+    except (SkippedError, OSError) as error:
+        say(f"Skipped: {what}, because {error}.\n  Later: {getattr(error, 'later', '') or later}")
         return False
     return True
 

@@ -4,17 +4,19 @@ cookiecutter makes the project's folder before it calls this hook. So that a bad
 `__project_slug` in cookiecutter.json keeps the answer and calls the folder `refused-answers` instead.
 """
 
+from __future__ import annotations
+
 import json
 import keyword
 import os
 import re
 import sys
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-# The first that tells hooks what was checked out.
-COOKIECUTTER = "2.3.1"
+# The first that tells hooks what was checked out, and the first that knows the names of its modules.
+COOKIECUTTER, PYTHON = "2.3.1", (3, 10)
 NAME_LIMIT, DESCRIPTION_LIMIT, SLUG_LIMIT, PACKAGE_LIMIT, OWNER_LIMIT = 80, 200, 40, 40, 39
 
 # What a generated project installs, directly or not, or is likely to later: distribution -> what is imported.
@@ -128,7 +130,8 @@ DEPENDENCIES: Mapping[str, tuple[str, ...]] = {
 }
 PROJECT_FOLDERS = {"chassis", "conftest", "src", "tests"}
 # What the list leaves out, what a Python newer than this one has, and what is imported at every start.
-STDLIB = sys.stdlib_module_names | {
+STDLIB = {
+    *getattr(sys, "stdlib_module_names", ()),
     *("test", "annotationlib", "compression", "sitecustomize", "usercustomize"),
 }
 
@@ -150,6 +153,32 @@ TAKEN: Mapping[str, set[str]] = {
 
 JINJA_OPENINGS = tuple("{" + second for second in "%#{")
 BIDI_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+# What is copied from web pages and not seen: zero-width space, word joiner, byte order mark.
+UNSEEN = "\u200b\u2060\ufeff"
+
+# An organisation's own values: name -> what they are, and what to use instead of others.
+URL = r"https?://[\w.:/~+-]+"
+IMAGE = r"([a-z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)*(:[\w.-]+)?(@sha256:[0-9a-f]{64})?)?"
+PRIVATE: Mapping[str, tuple[str, str]] = {
+    "_docs": (URL, "is no address of pages; use one such as https://docs.example/services"),
+    "_github": (URL, "is no address of a server; use one such as https://github.example"),
+    "_registry": (
+        r"[a-z0-9.-]+(:[0-9]+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*",
+        "is no place for images; use host and path in lower case, such as registry.example/team",
+    ),
+    "_python_image": (IMAGE, "is no image; use one such as registry.example/python:3.15"),
+    "_uv_image": (IMAGE, "is no image; use one such as registry.example/uv:0.13"),
+    "_ca_bundle": (r"[\w./+-]*", "is no plain path; use one such as /etc/ssl/certs/acme.pem"),
+    "_runner": (
+        r"\w[\w.-]*|\[ *[\w.-]+( *, *[\w.-]+)* *\]|\$\{\{ [\w.]+ \}\}",
+        "is no runner; use a label, or several such as [self-hosted, linux]",
+    ),
+    "_reviewers": (
+        r"([\w@][\w@./+-]*( [\w@][\w@./+-]*)*)?",
+        "are no reviewers; use some such as @acme/platform",
+    ),
+    "_licence": (r"([A-Za-z0-9][A-Za-z0-9 ().+-]*)?", "is no SPDX name; use one such as Apache-2.0"),
+}
 
 
 def is_unprintable(character: str) -> bool:
@@ -164,10 +193,10 @@ def is_unprintable(character: str) -> bool:
 
 
 def text_problems(text: str, limit: int) -> Iterator[str]:
-    if not text.strip():
+    if all(unicodedata.category(character) in {"Cf", "Zs"} for character in text):
         yield f"is empty; give 1 to {limit} characters"
-    elif text != text.strip():
-        yield "begins or ends with a space; leave that out"
+    elif text != text.strip().strip(UNSEEN).strip():
+        yield "begins or ends with a space, which may be one that is not seen; leave that out"
     if len(text) > limit:
         yield f"has {len(text)} characters; at most {limit} are allowed"
     if bad := sorted(filter(is_unprintable, set(text))):
@@ -213,11 +242,6 @@ def owner_problems(owner: str) -> Iterator[str]:
         yield f"has {len(owner)} characters; GitHub allows at most {OWNER_LIMIT}"
 
 
-def registry_problems(registry: str) -> Iterator[str]:
-    if not re.fullmatch(r"[a-z0-9.-]+(:[0-9]+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*", registry):
-        yield "is no place for images; use host and path in lower case, such as registry.example/team"
-
-
 def index_problems(index: str) -> Iterator[str]:
     url = re.fullmatch(r"https?://([^/@\s\"\\]+@)?[^/@\s\"\\]+(/[^\s\"\\]*)?", index)
     if index and url is None:
@@ -229,27 +253,49 @@ def index_problems(index: str) -> Iterator[str]:
         )
 
 
-def problems(answers: Mapping[str, str]) -> list[str]:
+def problems(answers: Mapping[str, object]) -> list[str]:
     """Explain everything that is wrong with the answers; no problem, no line."""
-    found = {
-        "project_name": text_problems(answers["project_name"], NAME_LIMIT),
-        "project_description": text_problems(answers["project_description"], DESCRIPTION_LIMIT),
-        "project_slug": slug_problems(answers["project_slug"]),
-        "package_name": package_problems(answers["package_name"]),
-        "github_owner": owner_problems(answers["github_owner"]),
-        "_registry": registry_problems(answers["_registry"]),
-        "_package_index": index_problems(answers["_package_index"]),
+    texts = {question: str(answer) for question, answer in answers.items()}
+    found: dict[str, Iterable[str]] = {
+        "project_name": text_problems(texts["project_name"], NAME_LIMIT),
+        "project_description": text_problems(texts["project_description"], DESCRIPTION_LIMIT),
+        "project_slug": slug_problems(texts["project_slug"]),
+        "package_name": package_problems(texts["package_name"]),
+        "github_owner": owner_problems(texts["github_owner"]),
+        **{
+            name: [why] * (re.fullmatch(what, texts[name], re.ASCII) is None)
+            for name, (what, why) in PRIVATE.items()
+        },
+        "_package_index": index_problems(texts["_package_index"]),
     }
+    # YAML and JSON know more than text.
+    other = ["is no text; put it between quotes, or leave it out"]
     return [
-        f"{question}: {shown(answers[question])} {why}" for question, each in found.items() for why in each
+        f"{question}: {shown(answers[question])} {why}"
+        for question, each in found.items()
+        for why in (each if isinstance(answers[question], str) else other)
     ]
+
+
+def choices(answers: Mapping[str, str]) -> Mapping[str, Sequence[str]]:
+    """Return what each choice offers, as the template says that lies on this disk."""
+    for start in (answers.get("_output_dir", ""), os.environ.get("PWD", "")):
+        try:
+            text = Path(start, answers["_repo_dir"], "cookiecutter.json").read_text(encoding="utf-8")
+        except (OSError, KeyError):  # cruft does not say where it lies, and takes no other choice
+            continue
+        return {name: each for name, each in json.loads(text).items() if isinstance(each, list)}
+    return {}
 
 
 def lost_defaults(choices: Mapping[str, Sequence[str]]) -> Iterator[str]:
     """Name the choices in a person's configuration for which cookiecutter drops all of its defaults."""
     named = os.environ.get("COOKIECUTTER_CONFIG") or "~/.cookiecutterrc"
     # This runs in the project's folder; a relative path starts where the person stood.
-    path = Path(os.environ.get("PWD", ""), Path(named).expanduser())
+    try:
+        path = Path(os.environ.get("PWD", ""), Path(named).expanduser())
+    except RuntimeError:  # nobody knows the home folder
+        return
     if not os.access(path, os.R_OK):
         return
     import yaml  # cookiecutter needs it too; few people have such a file
@@ -257,17 +303,19 @@ def lost_defaults(choices: Mapping[str, Sequence[str]]) -> Iterator[str]:
     try:
         defaults = yaml.safe_load(path.read_text(encoding="utf-8"))["default_context"]
         given = {name: defaults[name] for name in choices if name in defaults}
-    except (OSError, ValueError, LookupError, TypeError, RuntimeError, yaml.YAMLError):
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
         return
     for name, default in given.items():
         if default not in choices[name]:
             yield (
-                f"{name}: {shown(str(default))} in {path} is none of {', '.join(choices[name])};"
+                f"{name}: {shown(default)} in {path} is none of {', '.join(choices[name])};"
                 " change it there, or name another file in COOKIECUTTER_CONFIG"
             )
 
 
-def shown(answer: str) -> str:
+def shown(answer: object) -> str:
+    if not isinstance(answer, str):
+        return json.dumps(answer, default=str)
     answer = re.sub(r"//[^/@]*@", "//...@", answer)  # a login
     return repr(answer) if len(answer) <= 60 else f"{answer[:57]!r}..."
 
@@ -275,14 +323,26 @@ def shown(answer: str) -> str:
 def main() -> int:
     # ASCII JSON as a JSON string, which is one of Python's too: no answer can end it or mean something in it.
     answers = json.loads("{{ (cookiecutter|jsonify|tojson)[1:-1] }}")
-    if not answers.keys() & {"_checkout", "_commit"}:  # cruft has the second
-        print(f"This template needs cookiecutter {COOKIECUTTER} or newer: uvx cookiecutter", file=sys.stderr)
+    if not answers.keys() & {"_checkout", "_commit"} or sys.version_info < PYTHON:  # cruft has the second
+        print(
+            f"This template needs cookiecutter {COOKIECUTTER} or newer, on Python"
+            f" {'.'.join(map(str, PYTHON))} or newer: uvx cookiecutter",
+            file=sys.stderr,
+        )
         return 1
     if answers["project_slug"] == "refused-answers":
         answers["project_slug"] = answers["__project_slug"]
-    found = problems({question: str(answer) for question, answer in answers.items()})
-    questions = json.loads("{{ (_cookiecutter|default({})|jsonify|tojson)[1:-1] }}")
-    found += lost_defaults({name: each for name, each in questions.items() if isinstance(each, list)})
+    found = problems(answers)
+    offered = choices(answers)
+    # A file that is replayed may hold anything.
+    found += [
+        f"{name}: {shown(answers[name])} is none of {', '.join(each)}"
+        for name, each in offered.items()
+        if answers[name] not in each
+    ]
+    if any(opening in str(Path.cwd()) for opening in JINJA_OPENINGS):
+        found.append(f"{Path.cwd()}: cookiecutter renders a path that looks like a template; go elsewhere")
+    found += lost_defaults(offered)
     if found:
         print("These answers can't be used; nothing was made:", file=sys.stderr)
         print(*(f"  - {problem}" for problem in found), sep="\n", file=sys.stderr)

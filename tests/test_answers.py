@@ -1,13 +1,17 @@
 """Any answers: refused in words with nothing left behind, or a project whose files are valid."""
 
+import ast
 import json
 import keyword
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
@@ -29,13 +33,17 @@ GOOD = {
     "project_slug": "billing-api",
     "package_name": "billing_api",
     "github_owner": "acme",
-    "_registry": "ghcr.io",
-    "_package_index": "",
+    **{
+        name: default
+        for name, default in json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8")).items()
+        if name.startswith("_") and not name.startswith("__")
+    },
 }
 
-REFUSED = {
+REFUSED: dict[str, list[Any]] = {
     "project_name": [
         "", " ", "a" * 81, " a", "a ", "a\nb", "a\x00b", "a\x7f", "\udc80", "\u2028", "\ufffe", "\u202e",
+        "\u200b", "\u200d", "\u3000", "a\u200b", "\ufeffa", "a \u2060", None, 5, True, ["a"], {"a": "b"},
     ],
     "project_description": ["", "a" * 201, "a\tb", "{{ x }}", "{% x %}", "{# x #}"],
     "project_slug": [
@@ -51,13 +59,21 @@ REFUSED = {
     ],
     "github_owner": ["", "-a", "a-", "a--b", "a_b", "a/b", "a" * 40, "é", "@acme", "acme\n"],
     "_registry": ["", "https://ghcr.io", "a/", "ghcr.io/Acme", "ghcr.io/a b", "ghcr.io//a", "u@ghcr.io"],
+    "_docs": ["", "docs.example", "https://docs.example/a b", 'https://docs.example/"', None],
+    "_github": ["", "github.com", "https://git hub.example", "https://a.example/\\", "https://%h.example"],
+    "_python_image": ["python:3.15 AS x", "Python:3.15", "python\nRUN id", "${IMAGE}", 'python"'],
+    "_uv_image": [" ", "uv@sha256:0", "https://ghcr.io/uv"],
+    "_ca_bundle": ["/a b.pem", "~/ca.pem", "$HOME/ca.pem", "/a.pem; id", '/a".pem', "a" * 40 + "!"],
+    "_runner": ["", "a: b", "[a, b", "[]", "- a", "#a", "${{ github.token", "a\nb", ["self-hosted"]],
+    "_reviewers": ["@acme/platform\n* @eve", "#", " ", "@a  @b"],
+    "_licence": ['MIT"', "MIT\n", "\\", "(MIT"[:1], "MIT; x"],
     "_package_index": [
         "packages.example/simple", "ftp://packages.example", "https://", "https://a.example/ b", "file:///srv",
         "https://ada:hunter2@a.example/simple", "https://hunter2@a.example/simple", 'https://a.example/"',
     ],
 }  # fmt: skip
 
-ACCEPTED = {
+ACCEPTED: dict[str, list[Any]] = {
     "project_name": [
         '"', "'", "\\", "{", "}", "}}", "🚀", "Ω", "👩\N{ZERO WIDTH JOINER}💻", "天気", "عربى", '"""', "'''",
         "#", "a: b", "- x", "[x]", "&a",
@@ -69,11 +85,19 @@ ACCEPTED = {
     "package_name": ["a", "a1", "a_1", "a__b", "a" * 40],
     "github_owner": ["a", "0", "A-b-0", "a" * 39],
     "_registry": ["ghcr.io", "localhost:5000", "registry.acme.example/team/a_b", "10.0.0.1:80/a--b"],
+    "_docs": ["https://docs.example/a/~b/c-d_e+f", "http://10.0.0.1:8080"],
+    "_github": ["https://git.acme.example:8443", "http://localhost"],
+    "_python_image": ["", "localhost:5000/a/python:3.15-Slim", "python@sha256:" + "0" * 64],
+    "_uv_image": ["", "ghcr.io/astral-sh/uv:0.13.9@sha256:" + "a" * 64],
+    "_ca_bundle": ["", "/etc/ssl/certs/acme-1.2_b.pem", "certs/ca.pem"],
+    "_runner": ["ubuntu-24.04", "[self-hosted, linux]", "[ a,b ]", "${{ vars.RUNNER }}"],
+    "_reviewers": ["", "@acme/platform", "@ada zoe@example.org @acme/a-b_c"],
+    "_licence": ["", "Apache-2.0", "MIT OR (GPL-2.0+ AND BSD-3-Clause)", "LicenseRef-Acme"],
     "_package_index": ["", "https://a.example/simple", "http://10.0.0.1:8080/root/pypi/+simple/"],
 }  # fmt: skip
 
 
-def listed(table: dict[str, list[str]]) -> list[tuple[str, str]]:
+def listed(table: dict[str, list[Any]]) -> list[tuple[str, Any]]:
     return [(question, answer) for question, answers in table.items() for answer in answers]
 
 
@@ -82,7 +106,7 @@ def everything_under(folder: Path) -> set[Path]:
 
 
 @pytest.mark.parametrize(("question", "answer"), listed(REFUSED))
-def test_a_bad_answer_is_refused_in_words(question: str, answer: str) -> None:
+def test_a_bad_answer_is_refused_in_words(question: str, answer: Any) -> None:
     found = HOOK.problems(GOOD | {question: answer})
     assert found
     assert all(problem.startswith(f"{question}: ") for problem in found)
@@ -104,7 +128,8 @@ def test_a_bad_slug_leaves_nothing_behind(bake: Bake, slug: str, tmp_path: Path)
 
 
 def test_every_bad_answer_is_named_at_once(bake: Bake) -> None:
-    bad = {question: answers[0] for question, answers in REFUSED.items()}
+    # cookiecutter takes a private value as it is, without rendering it first.
+    bad = {question: answers[0] for question, answers in REFUSED.items() if not question.startswith("_")}
     with pytest.raises(RefusedError) as refused:
         bake(**bad)
     for question in bad:
@@ -161,6 +186,32 @@ def test_a_default_that_cannot_work_is_refused_and_named(
     assert not (tmp_path / "my-service").exists()
 
 
+def test_without_a_home_there_are_no_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(user: int) -> None:
+        raise KeyError(user)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("COOKIECUTTER_CONFIG", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    assert [*HOOK.lost_defaults({"deploy_to": TARGETS})] == []
+
+
+def test_a_default_that_is_no_text_is_refused(person: Person, tmp_path: Path) -> None:
+    (tmp_path / ".cookiecutterrc").write_text("default_context: {project_name: null, github_owner: no}\n")
+    status, said = person("--no-input")
+    assert status == 1
+    for problem in ("project_name: null is no text; put it between quotes", "github_owner: false is no text"):
+        assert f"  - {problem}" in said
+
+
+def test_a_path_that_cookiecutter_would_render_is_refused(person: Person, tmp_path: Path) -> None:
+    (tmp_path / "a {% b").mkdir()
+    status, said = person("--no-input", "--output-dir", "a {% b")
+    assert status == 1
+    assert "/a {% b/my-service: cookiecutter renders a path that looks like a template" in said
+    assert [*(tmp_path / "a {% b").iterdir()] == []
+
+
 def test_defaults_that_work_count(person: Person, tmp_path: Path) -> None:
     (tmp_path / ".cookiecutterrc").write_text(
         "default_context: {deploy_to: systemd, licence: MIT, other: [1]}\n"
@@ -200,9 +251,14 @@ def test_what_a_replayed_file_lacks_is_asked(person: Person, tmp_path: Path, que
 
 
 def test_a_replayed_answer_is_checked_too(person: Person, tmp_path: Path) -> None:
-    (tmp_path / "answers.json").write_text(json.dumps({"cookiecutter": REPLAYED | {"package_name": "json"}}))
+    bad = {"package_name": "json", "deploy_to": "nomad", "database": True, "tracing": None, "github_owner": 5}
+    (tmp_path / "answers.json").write_text(json.dumps({"cookiecutter": REPLAYED | bad}))
     status, said = person("--replay-file", "answers.json")
     assert "  - package_name: 'json' would hide Python's own module" in said
+    assert "  - deploy_to: 'nomad' is none of kubernetes, swarm, systemd\n" in said
+    assert "  - database: true is none of none, postgresql\n" in said
+    assert "  - tracing: null is none of none, opentelemetry\n" in said
+    assert "  - github_owner: 5 is no text; put it between quotes, or leave it out\n" in said
     assert status == 1
     assert not (tmp_path / REPLAYED["project_slug"]).exists()
 
@@ -223,9 +279,21 @@ def test_an_old_cookiecutter_is_told_so_in_one_line(tmp_path: Path, uv: Path, ve
     )
     said = done.stderr.replace("\n", " ")
     assert done.returncode != 0
-    assert f"This template needs cookiecutter {HOOK.COOKIECUTTER} or newer: uvx cookiecutter" in said
+    assert f"This template needs cookiecutter {HOOK.COOKIECUTTER} or newer, on Python" in said
     assert "can't be used" not in said
     assert [*tmp_path.glob("*service*")] == []
+
+
+def test_an_old_python_is_told_so_in_one_line(person: Person, tmp_path: Path) -> None:
+    old = 'import os, sys\nif "cookiecutter" not in str(sys.orig_argv):\n    del sys.stdlib_module_names\n'
+    (tmp_path / "sitecustomize.py").write_text(f"{old}    sys.version_info = (3, 9, 1, 'final', 0)\n")
+    status, said = person("--no-input", PYTHONPATH=str(tmp_path))
+    assert status == 1
+    needed = f"This template needs cookiecutter {HOOK.COOKIECUTTER} or newer, on Python 3.10 or newer"
+    assert [line for line in said.splitlines() if line.startswith(needed)]
+    assert f"{tmp_path}" not in said
+    for hook in (ROOT / "hooks").glob("pre*.py"):
+        ast.parse(hook.read_text(encoding="utf-8"), feature_version=(3, 8))
 
 
 @pytest.mark.parametrize("defaults", [{}, {"deploy_to": "systemd", "database": "postgresql"}])
@@ -241,6 +309,37 @@ def test_without_hooks_no_file_is_of_another_answer(
         for folder in (project, usual)
     )
     assert files == wanted - {Path(".cruft.json")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"web_framework": "starlette"},
+        {"web_framework": "fastapi"},
+        {"tracing": "opentelemetry", "http_client": "httpx2", "deploy_to": "systemd"},
+    ],
+    ids=["starlette", "fastapi", "traced"],
+)
+def test_the_check_knows_every_name_that_a_project_installs(
+    renders: Renders, answers: dict[str, str]
+) -> None:
+    project = renders.with_environment(**answers)
+    ask = "import importlib.metadata as m, json; print(json.dumps([*m.packages_distributions()]))"
+    installed = set(json.loads(project.run(project.python, "-c", ask).splitlines()[-1]))
+    # Compiled helpers begin with a hash, and no answer can begin with an underscore.
+    importable = {
+        name for name in installed - {project.package} if re.fullmatch(r"[a-z]\w*(?<!__mypyc)", name)
+    }
+    assert len(importable) > 20
+    unknown = {name for name in importable if not [*HOOK.package_problems(name)]}
+    assert not unknown, f"hooks/pre_gen_project.py has no import name {unknown}"
+    locked = tomllib.loads((project.path / "uv.lock").read_text(encoding="utf-8"))["package"]
+    unknown = {package["name"] for package in locked} - {project.answers["project_slug"], *HOOK.DEPENDENCIES}
+    assert not unknown, f"hooks/pre_gen_project.py has no distribution {unknown}"
+    programs = {path.name for path in project.python.parent.iterdir()} - {project.name, "uvx"}
+    unknown = {name for name in programs if not [*HOOK.slug_problems(name)]}
+    assert not unknown, f"hooks/pre_gen_project.py has no program {unknown}"
 
 
 printable = st.characters(exclude_categories=["Cs"]).filter(lambda c: not HOOK.is_unprintable(c))

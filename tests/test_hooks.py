@@ -2,21 +2,19 @@
 
 import json
 import os
-import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kit.command import Command
-from kit.hooks import HOOK
-from kit.project import Renders, git
-from kit.service import clean_environment
+from kit.project import git
+from kit.service import clean_environment, wait_for
 from kit.tools import tool
 from kit.updates import PACKAGE, PROJECT, commit
 
@@ -166,6 +164,26 @@ def test_changes_that_are_not_committed_are_no_version_to_link_to(
     rendered = person("git", source=changed)
     assert "has changes that are not committed" in rendered.said
     assert "Later: commit them and render again" in rendered.said
+    assert not (rendered.path / ".cruft.json").exists()
+
+
+def test_what_git_status_hides_is_no_version_to_link_to_either(
+    person: Person, bare: Path, tmp_path: Path
+) -> None:
+    changed = shutil.copytree(bare, tmp_path / "changed")
+    (changed / PROJECT / "new").touch()
+    hidden = tmp_path / "hidden"
+    hidden.write_text("[status]\nshowUntrackedFiles = no\n", encoding="utf-8")
+    rendered = person("git", source=changed, GIT_CONFIG_GLOBAL=str(hidden))
+    assert "has changes that are not committed" in rendered.said
+    # A copy in a folder that another repository ignores.
+    shutil.rmtree(changed / ".git")
+    (tmp_path / ".gitignore").write_text("/changed/\n", encoding="utf-8")
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "add", ".gitignore")
+    git(tmp_path, "commit", "--quiet", "--message", "Be another repository")
+    rendered = person("git", source=changed, output="two")
+    assert "'changed/cookiecutter.json' exists on disk, but not in 'HEAD'" in rendered.said
     assert not (rendered.path / ".cruft.json").exists()
 
 
@@ -417,6 +435,40 @@ def test_a_git_that_fails_leaves_no_half_made_repository(person: Person, tmp_pat
     assert not rendered.has_history
 
 
+def test_a_file_that_cannot_be_written_is_said_and_deletes_no_project(person: Person, tmp_path: Path) -> None:
+    project = tmp_path / "work" / "my-service"
+    project.mkdir(parents=True)
+    (project / ".cruft.json").symlink_to(tmp_path / "gone" / "link")
+    rendered = person("git", options=("--overwrite-if-exists",))
+    assert "Skipped: the link to the template, because [Errno 2] No such file" in rendered.said
+    assert NEXT_STEPS in rendered.said
+
+
+def test_ctrl_c_while_it_locks_ends_that_step_alone(bare: Path, tmp_path: Path) -> None:
+    programs, said = tmp_path / "programs", tmp_path / "said"
+    programs.mkdir()
+    (programs / "uv").write_text(f"#!/bin/sh\n: > {tmp_path}/locks\nexec /bin/sleep 100\n", encoding="utf-8")
+    (programs / "uv").chmod(0o755)
+    # As in a terminal, where Ctrl-C reaches all of them.
+    with (
+        said.open("w") as output,
+        subprocess.Popen(
+            (sys.executable, "-m", "cookiecutter", "--no-input", bare),
+            cwd=tmp_path,
+            env=clean_environment(HOME=str(tmp_path), PATH=str(programs)),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        ) as process,
+    ):
+        wait_for((tmp_path / "locks").exists, "the lock", 60)
+        os.killpg(process.pid, signal.SIGINT)
+    wait_for(lambda: NEXT_STEPS in said.read_text(), "what is next", 30)
+    assert "uv.lock, because uv was interrupted.\n  Later: uv lock\n" in said.read_text()
+    assert "KeyboardInterrupt" not in said.read_text()
+    assert (tmp_path / "my-service" / "pyproject.toml").is_file()
+
+
 def test_cruft_renders_without_the_extra_steps(
     bare: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -433,34 +485,3 @@ def test_cruft_renders_without_the_extra_steps(
     assert not (project / "uv.lock").exists()
     assert [path.name for path in (project / "deploy").iterdir()] == ["kubernetes"]
     assert json.loads((project / ".cruft.json").read_text(encoding="utf-8"))["commit"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "answers",
-    [
-        {"web_framework": "starlette"},
-        {"web_framework": "fastapi"},
-        {"tracing": "opentelemetry", "http_client": "httpx2", "deploy_to": "systemd"},
-    ],
-    ids=["starlette", "fastapi", "traced"],
-)
-def test_the_check_knows_every_name_that_a_project_installs(
-    renders: Renders, answers: dict[str, str]
-) -> None:
-    project = renders.with_environment(**answers)
-    ask = "import importlib.metadata as m, json; print(json.dumps([*m.packages_distributions()]))"
-    installed = set(json.loads(project.run(project.python, "-c", ask).splitlines()[-1]))
-    # Compiled helpers begin with a hash, and no answer can begin with an underscore.
-    importable = {
-        name for name in installed - {project.package} if re.fullmatch(r"[a-z]\w*(?<!__mypyc)", name)
-    }
-    assert len(importable) > 20
-    unknown = {name for name in importable if not [*HOOK.package_problems(name)]}
-    assert not unknown, f"hooks/pre_gen_project.py has no import name {unknown}"
-    locked = tomllib.loads((project.path / "uv.lock").read_text(encoding="utf-8"))["package"]
-    unknown = {package["name"] for package in locked} - {project.answers["project_slug"], *HOOK.DEPENDENCIES}
-    assert not unknown, f"hooks/pre_gen_project.py has no distribution {unknown}"
-    programs = {path.name for path in project.python.parent.iterdir()} - {project.name, "uvx"}
-    unknown = {name for name in programs if not [*HOOK.slug_problems(name)]}
-    assert not unknown, f"hooks/pre_gen_project.py has no program {unknown}"
