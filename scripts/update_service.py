@@ -18,6 +18,7 @@ import difflib
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import tomllib
@@ -25,7 +26,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-from updates.commands import Git, StoppedError, run
+from updates.commands import Git, StoppedError, releases, run
 from updates.proposal import Proposal
 from updates.versions import differ_in_versions_only, merge_versions
 
@@ -82,7 +83,7 @@ class Service:
 
     def changed(self) -> list[str]:
         """Name what is not committed. An update must be the only change, so that it can be taken back."""
-        options = ("--porcelain=v1", "--no-renames", "--untracked-files=normal")
+        options = ("--porcelain=v1", "--no-renames", "--untracked-files=normal", "--ignore-submodules=dirty")
         return [entry[3:] for entry in self.git.names("status", *options)]
 
     def unfinished(self) -> str | None:
@@ -141,7 +142,7 @@ class Template:
                 f"The template at {service.template} has no commit {self.old}: its history was"
                 " rewritten, or it was rendered from another copy. Put a commit that it has into .cruft.json."
             )
-        self.checkout = checkout or self._newest_release()
+        self.checkout = checkout or next(iter(releases(self.git)), None)
         self.new = self._commit(self.checkout or "HEAD")
         self.name = self.checkout or self.new[:12]
         self.directory: str | None = service.link.get("directory")
@@ -152,10 +153,6 @@ class Template:
             if self.git.accepts("rev-parse", "--quiet", "--verify", f"{candidate}^0"):
                 return self.git("rev-parse", "--quiet", "--verify", f"{candidate}^0")
         raise StoppedError(f"The template has no tag, branch or commit {name}. Nothing was changed.")
-
-    def _newest_release(self) -> str | None:
-        tags = self.git("tag", "--list", "v[0-9]*", "--merged", "HEAD", "--sort=-version:refname")
-        return tags.splitlines()[0] if tags else None
 
     def _read(self, commit: str, name: str) -> str:
         path = f"{commit}:{self.directory}/{name}" if self.directory else f"{commit}:{name}"
@@ -210,7 +207,8 @@ class Template:
             for folder, (commit, answers) in wanted.items()
         ]
         command = (UV, "run", "--quiet", "--no-project", *WITH_CRUFT, "python", "-c", RENDER)
-        run(*command, cwd=work, given=json.dumps(renders))
+        # cookiecutter leaves the hooks that it has run in the folder for temporary files.
+        run(*command, cwd=work, given=json.dumps(renders), environment={"TMPDIR": str(work)})
         for folder in wanted:
             (project,) = (work / "rendered" / folder.relative_to(work).parts[0]).iterdir()
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -220,26 +218,34 @@ class Template:
 def fetch(service: Service, into: Path, is_fetched: bool) -> Path:
     """Copy the template's history by way of the service's repository, whose git settings count for it too."""
     git = service.git
-    try:
-        if not is_fetched:
-            wanted = (f"+{name}:{REFS}{name.removeprefix('refs/')}" for name in FETCHED)
-            options = ("--quiet", "--prune", "--no-tags", "--no-recurse-submodules")
-            git("fetch", *options, service.template, *wanted)
-        git("init", "--quiet", "--bare", into)
-        kept = (f"+{REFS}{name}:refs/{name}" for name in ("heads/*", "tags/*"))
-        copy = Git(into)
-        copy("fetch", "--quiet", "--no-tags", git("rev-parse", "--show-toplevel"), *kept, f"{REFS}HEAD")
-        copy("update-ref", "--no-deref", "HEAD", git("rev-parse", f"{REFS}HEAD"))
-    finally:
-        listed = git("for-each-ref", "--format=delete %(refname)", REFS)
-        git("update-ref", "--no-deref", "--stdin", given=f"{listed}\n" if listed else "")
+    if not is_fetched:
+        wanted = (f"+{name}:{REFS}{name.removeprefix('refs/')}" for name in FETCHED)
+        options = ("--quiet", "--prune", "--no-tags", "--no-recurse-submodules")
+        git("fetch", *options, service.template, *wanted)
+    git("init", "--quiet", "--bare", into)
+    kept = (f"+{REFS}{name}:refs/{name}" for name in ("heads/*", "tags/*"))
+    copy = Git(into)
+    # By a file: git asks whose a folder is that it fetches from, without the settings in the environment.
+    git("bundle", "create", "--quiet", into / "bundle", f"--glob={REFS}*")
+    copy("fetch", "--quiet", "--no-tags", into / "bundle", *kept, f"{REFS}HEAD")
+    copy("update-ref", "--no-deref", "HEAD", git("rev-parse", f"{REFS}HEAD"))
     return into
+
+
+def forget(git: Git) -> None:
+    """Remove what was fetched from the service's repository."""
+    listed = git("for-each-ref", "--format=delete %(refname)", REFS)
+    git("update-ref", "--no-deref", "--stdin", given=f"{listed}\n" if listed else "")
 
 
 def remove(names: Iterable[str], root: Path) -> None:
     """Remove files and folders below *root*; a name with a star is a pattern, as it is for cruft."""
     for name in names:
-        for path in [*root.glob(name.lstrip("/"))] if "*" in name else [root / name.lstrip("/")]:
+        try:
+            paths = [*root.glob(name.lstrip("/"))] if "*" in name else [root / name.lstrip("/")]
+        except ValueError as error:
+            raise StoppedError(f"`skip`: {name!r} is no pattern: {error}. Nothing was changed.") from None
+        for path in paths:
             if root not in Path(os.path.normpath(path)).parents or not os.path.lexists(path):
                 continue
             if path.is_dir() and not path.is_symlink():
@@ -248,16 +254,24 @@ def remove(names: Iterable[str], root: Path) -> None:
                 path.unlink()
 
 
-def in_the_way(service: Service, names: Iterable[str]) -> Iterator[str]:
-    """Yield what is not git's, or no folder, where the template has a new file or folder."""
+def files_of(root: Path, path: Path) -> set[str]:
+    """Return the files at or below *path*, by their names below *root*."""
+    return {str(each.relative_to(root)) for each in (path, *path.rglob("*")) if not each.is_dir()}
+
+
+def in_the_way(service: Service, old: set[str], new: set[str]) -> Iterator[str]:
+    """Yield what is not git's, or no folder, where the template has a new file or folder.
+
+    A file of the template's own may become a folder, and the other way round.
+    """
     tracked = {*service.git.names("ls-files")}
-    for name in names:
+    for name in new - old:
         path = service.folder / name
-        if os.path.lexists(path) and name not in tracked:
+        if os.path.lexists(path) and name not in tracked and not files_of(service.folder, path) <= old:
             yield name
         for parent in list(PurePath(name).parents)[:-1]:
             above = service.folder / parent
-            if above.is_symlink() or (above.exists() and not above.is_dir()):
+            if (above.is_symlink() or (above.exists() and not above.is_dir())) and str(parent) not in old:
                 yield str(parent)
 
 
@@ -268,6 +282,11 @@ def update(service: Service, template: Template, answers: Mapping[str, str], wor
         StoppedError: A part of the update could not be merged.
     """
     git, own = service.git, service.skipped()
+    if not (service.folder / "src" / service.package).is_dir():
+        raise StoppedError(
+            f"There is no src/{service.package}, which .cruft.json names. If the package has another name"
+            " now, write that into .cruft.json (package_name), and commit it. Nothing was changed."
+        )
     roots = work / "old", work / "new"
     old, new = (root / git("rev-parse", "--show-prefix") for root in roots)
     print(f"Rendering {template.old[:12]} and {template.name} of the template ...", flush=True)
@@ -282,11 +301,7 @@ def update(service: Service, template: Template, answers: Mapping[str, str], wor
     dropped = [str(path) for path in paths if not os.path.lexists(service.folder / path)]
     for render in (old, new):
         remove([".cruft.json", *own, *dropped], render)
-    files = [
-        {str(path.relative_to(render)) for path in render.rglob("*") if not path.is_dir()}
-        for render in (old, new)
-    ]
-    if found := {*in_the_way(service, files[1] - files[0])}:
+    if found := {*in_the_way(service, files_of(old, old), files_of(new, new))}:
         raise StoppedError(
             f"In the way of new files of the template: {', '.join(sorted(found))}. Move or delete what is"
             " there. Nothing was changed."
@@ -385,6 +400,16 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--no-suite", action="store_true", help="do not run the tests")
     parser.add_argument("--propose", action="store_true", help="commit, push and open a pull request")
     options = parser.parse_args(arguments)
+    git = Git(Path.cwd())
+    git("rev-parse", "--git-dir")
+    try:
+        return bring(options)
+    finally:
+        forget(git)
+
+
+def bring(options: argparse.Namespace) -> int:
+    """Do what the options say, and return the exit status."""
     service = Service(Path.cwd())
     if changed := service.changed():
         names = "".join(f"  {name}\n" for name in changed[:20])
@@ -457,7 +482,11 @@ if __name__ == "__main__":
         # Answers and names of files are UTF-8, whatever the locale says.
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    # Then too, what was fetched goes in the end.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(main(sys.argv[1:]))
     except StoppedError as error:
         sys.exit(f"\n{error}")
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. `git status` shows what is done; `git reset --hard` takes it back.")

@@ -1,5 +1,6 @@
 """Updates on other people's machines: their git settings, locales, work trees, links and lists of files."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from kit.updates import (
     without_environments,
 )
 from update_service import remove
+from updates.commands import StoppedError
 
 pytestmark = pytest.mark.slow
 URL = "https://git.example/template.git"
@@ -97,6 +99,8 @@ showSignature = true
 showUntrackedFiles = no
 short = true
 branch = true
+[column]
+ui = always
 [merge]
 conflictStyle = diff3
 [core]
@@ -105,13 +109,67 @@ autocrlf = true
 """
 
 
-def test_what_git_shows_to_people_is_not_read(service: Path, path: str, tmp_path: Path) -> None:
+def test_what_git_shows_to_people_is_not_read(service: Path, later: Path, path: str, tmp_path: Path) -> None:
+    # No release: whoever wants it names it.
+    git(later, "tag", "v1.1.1-rc.1")
     (tmp_path / "config").write_text(SETTINGS, encoding="utf-8")
     done = update(service, "--no-suite", PATH=path, GIT_CONFIG_GLOBAL=str(tmp_path / "config"))
     assert done.returncode == 0, done.stdout
     assert "- It came later: größer → 天気.\n" in done.stdout
     assert has_the_line(service)
     assert git(service, "diff", "--name-only", "HEAD").splitlines() == [".cruft.json", "Dockerfile"]
+    assert link(service)["checkout"] == "v1.1.0"
+
+
+def test_a_repository_or_project_that_the_environment_names_is_left_alone(
+    service: Path, path: str, tmp_path: Path
+) -> None:
+    """A hook or an alias of git that calls the update has such variables, and so have machines of CI."""
+    git(tmp_path, "init", "--quiet", "other")
+    before = contents(service)
+    names = {"UV_FROZEN": "1", "UV_LOCKED": "1", "UV_PROJECT": str(tmp_path / "other")}
+    note = (
+        f"env | grep -E '^(GIT_(DIR|WORK_TREE|INDEX_FILE)|UV_(FROZEN|LOCKED|PROJECT))=' > {tmp_path}/left; :"
+    )
+    for repository in (tmp_path / "other", service):
+        git(service, "reset", "--quiet", "--hard")
+        there = repository / ".git"
+        names |= {"GIT_DIR": str(there), "GIT_WORK_TREE": str(repository), "GIT_INDEX_FILE": f"{there}/index"}
+        done = update(service, "--no-suite", PATH=path, MEANWHILE=note, **names)
+        assert done.returncode == 0, done.stdout
+        assert {name for name, text in contents(service).items() if before.get(name) != text} == {
+            ".cruft.json",
+            "Dockerfile",
+        }
+        assert git(service, "log", "--format=%s", "--max-count=1") == "Change the link"
+    assert not (tmp_path / "left").read_text()
+    assert git(tmp_path / "other", "for-each-ref") == git(tmp_path / "other", "ls-files") == ""
+
+
+def test_a_service_of_another_user_that_git_was_told_to_trust(service: Path, path: str) -> None:
+    if os.geteuid() != 0:
+        missing("only root can give files to another user")
+    for each in (service, *service.rglob("*")):
+        os.chown(each, 12345, 12345, follow_symlinks=False)
+    trust = {"GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": str(service)}
+    done = update(service, "--no-suite", PATH=path, GIT_CONFIG_COUNT="1", **trust)
+    assert done.returncode == 0, done.stdout
+    assert has_the_line(service)
+
+
+def test_an_update_that_is_interrupted_says_so_and_leaves_no_refs_or_temporary_files(
+    service: Path, path: str, tmp_path: Path
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    stop = {"MEANWHILE": "kill -TERM $PPID", "TMPDIR": str(tmp_path / "temporary")}
+    done = update(service, "--no-suite", PATH=path, **stop)
+    assert done.returncode != 0
+    assert "Interrupted. `git status` shows what is done; `git reset --hard` takes it back." in done.stdout
+    assert "Traceback" not in done.stdout
+    assert git(service, "for-each-ref", "--format=%(refname)") == "refs/heads/main"
+    assert [*(tmp_path / "temporary").iterdir()] == []
+    git(service, "reset", "--quiet", "--hard")
+    assert git(service, "status", "--porcelain") == ""
 
 
 def test_a_locale_that_lacks_letters_is_no_hindrance(service: Path, path: str, tmp_path: Path) -> None:
@@ -209,8 +267,14 @@ def test_what_is_not_committed_is_named_with_a_command_that_helps(service: Path,
         done = update(service, "--no-suite", PATH=path, **settings)
         assert done.returncode != 0
         assert "not committed:\n  Makefile\n  notes of größe.txt\n" in done.stdout
+        # The template's history was there for a moment only.
+        assert "refs/template/" not in git(service, "for-each-ref")
     git(service, "stash", "--include-untracked")
     assert "git stash --include-untracked" in done.stdout
+    # No stash takes what lies in a submodule, and no update touches it.
+    git(service, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(service), "vendor/it")
+    commit(service, "Have a submodule")
+    (service / "vendor/it/built").touch()
     done = update(service, "--checkout", "v1.0.0", PATH=path)
     assert (done.returncode, "Nothing to do" in done.stdout) == (0, True), done.stdout
 
@@ -295,12 +359,16 @@ def test_answers_that_cannot_be_taken_are_explained(
             '[tool.cruft]\nskip = "Dockerfile"\n',
             "`skip` in pyproject.toml has to be a list",
         ),
+        ("src/my_service", "", "There is no src/my_service, which .cruft.json names."),
     ],
 )
 def test_files_that_cannot_be_read_are_explained(
     service: Path, later: Path, path: str, name: str, text: str, words: str
 ) -> None:
-    (service / name).write_text(text.replace("TEMPLATE", str(later)), encoding="utf-8")
+    if (service / name).is_dir():
+        (service / name).rename(service / "src/books")
+    else:
+        (service / name).write_text(text.replace("TEMPLATE", str(later)), encoding="utf-8")
     commit(service, "Break it")
     done = update(service, "--no-suite", PATH=path)
     assert done.returncode != 0
@@ -347,6 +415,30 @@ def test_an_entry_of_skip_is_a_path_or_a_pattern_however_it_is_written(
     remove([skip], root)
     assert {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()} == left
     assert (tmp_path / "outside").exists()
+
+
+def test_an_entry_of_skip_that_is_no_pattern_is_named(tmp_path: Path) -> None:
+    # Newer versions of Python take it.
+    with contextlib.suppress(StoppedError):
+        remove(["src/**.py"], tmp_path)
+
+
+def other_kinds(folder: Path) -> None:
+    project = folder / PROJECT
+    (project / ".envrc").unlink()
+    shutil.rmtree(project / ".github/tools")
+    for name in (".envrc/README.md", ".github/tools"):
+        (project / name).parent.mkdir(exist_ok=True)
+        (project / name).write_text("The template's.\n", encoding="utf-8")
+
+
+def test_a_file_of_the_template_may_become_a_folder_and_a_folder_a_file(
+    small: Path, newborn: Path, path: str, tmp_path: Path
+) -> None:
+    relink(newborn, template=str(next_release(small, tmp_path / "later", other_kinds)))
+    done = update(newborn, "--no-suite", PATH=path)
+    assert done.returncode == 0, done.stdout
+    assert (newborn / ".envrc/README.md").read_text() == (newborn / ".github/tools").read_text()
 
 
 def new_files(folder: Path) -> None:

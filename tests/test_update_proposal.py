@@ -67,9 +67,13 @@ class Fleet:
         release(self.template, "v1.2.0", "- It came later still.")
 
     @property
+    def said(self) -> str:
+        """What gh was called with, the texts of pull requests included."""
+        return self._calls.read_text(encoding="utf-8") if self._calls.exists() else ""
+
+    @property
     def calls(self) -> list[str]:
-        said = self._calls.read_text(encoding="utf-8") if self._calls.exists() else ""
-        return [line for line in said.splitlines() if line.startswith(("pr create", "pr edit"))]
+        return [line for line in self.said.splitlines() if line.startswith(("pr create", "pr edit"))]
 
     @property
     def tip(self) -> str:
@@ -100,6 +104,42 @@ def test_one_pull_request_is_opened_and_renewed(fleet: Fleet) -> None:
     assert fleet.calls == [
         "pr edit 17 --title Update to v1.2.0 of the template --body The suite was not run."
     ]
+
+
+def test_hooks_of_the_clone_a_long_changelog_and_a_fork_are_in_nobodys_way(fleet: Fleet) -> None:
+    """CI of the pull request judges the update, and a fork may have a branch of the same name."""
+    clone = fleet.clone()
+    hooks = fleet.folder / "hooks"
+    hooks.mkdir()
+    for name in ("pre-commit", "commit-msg", "pre-push", "post-checkout"):
+        (hooks / name).write_text("#!/bin/sh\necho refused >&2\nexit 1\n", encoding="utf-8")
+        (hooks / name).chmod(0o755)
+    git(clone, "config", "core.hooksPath", str(hooks))
+    with (fleet.template / "CHANGELOG.md").open("a", encoding="utf-8") as changelog:
+        changelog.write("- One more line of what came later.\n" * 4000)
+    release(fleet.template, "v1.2.0", "- Much.")
+    done = update(clone, "--propose", "--no-suite", PATH=fleet.path, OPEN="17", FORKED="true")
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert [call.split(" --title")[0] for call in fleet.calls] == [f"pr create --head {BRANCH}"]
+    assert "(The rest is in CHANGELOG.md of the template.)" in fleet.said
+    assert 50_000 < len(fleet.said) < 65_536
+
+
+def test_what_can_be_neither_signed_nor_pushed_leaves_the_branch_that_was_checked_out(fleet: Fleet) -> None:
+    clone = fleet.clone()
+    signing = {"GIT_CONFIG_KEY_0": "commit.gpgSign", "GIT_CONFIG_VALUE_0": "true", "GIT_CONFIG_COUNT": "2"}
+    no_program = {"GIT_CONFIG_KEY_1": "gpg.program", "GIT_CONFIG_VALUE_1": "false"}
+    done = update(clone, "--propose", "--no-suite", PATH=fleet.path, **signing, **no_program)
+    assert done.returncode != 0
+    assert git(clone, "branch", "--show-current") == "main"
+    git(clone, "reset", "--quiet", "--hard")
+    (fleet.remote / "hooks").mkdir(exist_ok=True)
+    (fleet.remote / "hooks/pre-receive").write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+    (fleet.remote / "hooks/pre-receive").chmod(0o755)
+    done = update(clone, "--propose", "--no-suite", PATH=fleet.path)
+    assert done.returncode != 0
+    assert "A token that may write contents pushes this." in done.stdout
+    assert git(clone, "status", "--porcelain", "--branch") == "## main...origin/main"
 
 
 def test_nothing_is_pushed_when_nothing_has_changed(fleet: Fleet) -> None:

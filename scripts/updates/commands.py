@@ -1,16 +1,36 @@
 """Commands, and git above all."""
 
 import os
+import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+# What names another repository or project (a git hook or alias that calls the update has some of these set),
+# and what keeps uv from writing a lock.
+ELSEWHERE = {
+    *(
+        "GIT_DIR",
+        "GIT_WORK_TREE",
+        "GIT_INDEX_FILE",
+        "GIT_COMMON_DIR",
+        "GIT_OBJECT_DIRECTORY",
+        "GIT_NAMESPACE",
+    ),
+    *("UV_PROJECT", "UV_WORKING_DIR", "UV_WORKING_DIRECTORY", "UV_FROZEN", "UV_LOCKED"),
+}
 # Settings of a person's git that would change what is merged, or how.
 PLAIN = (
     *("-c", "core.fsmonitor=false", "-c", "core.safecrlf=false"),
+    *("-c", f"core.hooksPath={os.devnull}"),
     *("-c", "merge.directoryRenames=false", "-c", "rerere.enabled=false"),
 )
+
+
+def here(**more: str) -> dict[str, str]:
+    """Return the environment of commands that mean the repository and the project of their folder."""
+    return {name: value for name, value in os.environ.items() if name not in ELSEWHERE} | more
 
 
 class StoppedError(Exception):
@@ -35,7 +55,7 @@ def run(
         done = subprocess.run(
             command,
             cwd=cwd,
-            env=os.environ | (environment or {}),
+            env=here(**environment or {}),
             input=given.encode("utf-8", "surrogateescape"),
             stdout=None if show else subprocess.PIPE,
             check=False,
@@ -45,6 +65,13 @@ def run(
     if done.returncode:
         raise StoppedError(f"{' '.join(map(str, command))}: exit status {done.returncode}")
     return (done.stdout or b"").decode("utf-8", "surrogateescape")
+
+
+def releases(git: Callable[..., str], *options: str) -> list[str]:
+    """Return the tags of releases that HEAD has, the newest first; `v2.0.0-rc.1` is none."""
+    form = ("--format=%(refname:strip=2)", "--sort=-version:refname", "--merged=HEAD")
+    tags = git("for-each-ref", *form, *options, "refs/tags/v*").split()
+    return [tag for tag in tags if re.fullmatch(r"v\d+(\.\d+)*", tag)]
 
 
 class Git:
@@ -70,6 +97,7 @@ class Git:
         done = subprocess.run(
             (*self._git, *arguments),
             cwd=self.folder,
+            env=here(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,

@@ -1,10 +1,13 @@
 """The pull request with an update."""
 
+import json
 import re
 
 from updates.commands import Git, StoppedError, run
 
 BRANCH = "template-update"
+# GitHub takes 65,536 characters for the text of a pull request; the rest is in the template's changelog.
+MOST_CHARACTERS = 60_000
 
 
 def branch_of(folder: str) -> str:
@@ -27,9 +30,9 @@ class Proposal:
         self._there = "".join(git("ls-remote", "origin", self._ref).split()[:1])
         if self._there:
             git("fetch", "--quiet", "--no-tags", "origin", self._ref)
-        self._number = self._gh(
-            "list", "--head", self._branch, "--json", "number", "--jq", ".[].number"
-        ).split()
+        found = json.loads(self._gh("list", "--head", self._branch, "--json", "number,isCrossRepository"))
+        # A fork of the service may have a branch of the same name.
+        self._number = [str(one["number"]) for one in found if not one["isCrossRepository"]][:1]
         self.is_open = bool(self._number)
 
     def _gh(self, *arguments: str, show: bool = False) -> str:
@@ -57,15 +60,19 @@ class Proposal:
         git = self._git
         branch = git("branch", "--show-current")
         git("switch", "--quiet", "--detach")
-        git("add", "--all", ".")
-        git("commit", "--quiet", "--message", title)
-        is_new = not self._there or self._change(self._there) != self._change("HEAD")
-        if is_new:
-            self._push()
-        else:
-            print(f"{self._branch} has this update already: nothing was pushed.")
-        if branch:
-            git("switch", "--quiet", branch)
+        try:
+            git("add", "--all", ".")
+            git("commit", "--quiet", "--message", title)
+            is_new = not self._there or self._change(self._there) != self._change("HEAD")
+            if is_new:
+                self._push()
+            else:
+                print(f"{self._branch} has this update already: nothing was pushed.")
+        finally:
+            if branch:
+                git("switch", "--quiet", branch)
+        if len(body) > MOST_CHARACTERS:
+            body = f"{body[:MOST_CHARACTERS]}\n\n(The rest is in CHANGELOG.md of the template.)"
         if is_new or not self.is_open:
             what = ("edit", *self._number) if self.is_open else ("create", "--head", self._branch)
             self._gh(*what, "--title", title, "--body", body, show=True)

@@ -209,7 +209,8 @@ def with_gh(folder: Path) -> Path:
     """Add a stand-in for GitHub's client to these programs; it notes its calls and finds request $OPEN."""
     (folder / "gh").write_text(
         f'#!/bin/sh\nprintf "%s\\n" "$*" >> {folder}/calls\n'
-        '[ "$2" != list ] || echo "${OPEN:-}"\n'
+        '[ "$2" != list ] || if [ "${OPEN:-}" ]; then\n'
+        'echo "[{\\"number\\": $OPEN, \\"isCrossRepository\\": ${FORKED:-false}}]"; else echo "[]"; fi\n'
         # What `gh auth setup-git` does: git gets the token for GitHub's host from gh.
         '[ "$2" != setup-git ] || git config --global credential.helper '
         "'!f() { echo username=x; echo password=$GH_TOKEN; }; f'\n",
