@@ -25,13 +25,15 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from updates.commands import StoppedError
+from updates.commands import StoppedError, here, releases
 from updates.proposal import branch_of
 
 ROOT = Path(__file__).resolve().parents[1]
 GITHUB = re.compile(r"github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?/?$")
 UNKNOWN = "?"
 AT_ONCE = 8
+# A server that takes a connection and never answers must not hold up all others.
+LIMIT_SECONDS = 120
 STYLE = """
 :root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 20%, transparent) }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem }
@@ -61,17 +63,28 @@ class Row:
 
 
 def ask(*command: str, cwd: Path = ROOT) -> str:
-    """Run a command that shows nothing to people.
+    """Run a command that shows nothing to people, and asks them for no password.
 
     Raises:
         StoppedError: It failed, or there is no such program.
     """
     try:
         done = subprocess.run(
-            command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False
+            command,
+            cwd=cwd,
+            env=here(GIT_TERMINAL_PROMPT="0"),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            encoding="utf-8",
+            errors="replace",
+            timeout=LIMIT_SECONDS,
+            check=False,
         )
     except FileNotFoundError:
         raise StoppedError(f"{command[0]} is not on the PATH.") from None
+    except subprocess.TimeoutExpired:
+        raise StoppedError(f"{' '.join(command)}: no answer in {LIMIT_SECONDS} s") from None
     if done.returncode:
         raise StoppedError(f"{' '.join(command)}: exit status {done.returncode}")
     return done.stdout.strip()
@@ -83,7 +96,7 @@ class Template:
     def __init__(self, clone: Path) -> None:
         self._git = functools.partial(ask, "git", cwd=clone)
         self._git("rev-parse", "HEAD")
-        self.releases = self._git("tag", "--list", "v[0-9]*", "--merged", "HEAD").split()
+        self.releases = releases(self._git)
         changelog = (clone / "CHANGELOG.md").read_text(encoding="utf-8")
         self._withdrawn = set(re.findall(r"^## \[?v?([\w.-]+)\]?.*\[YANKED\]", changelog, flags=re.MULTILINE))
 
@@ -96,11 +109,12 @@ class Template:
         if not re.fullmatch("[0-9a-f]{7,64}", commit):
             raise StoppedError("its .cruft.json names no commit")
         try:
-            date = datetime.fromisoformat(self._git("show", "--no-patch", "--format=%cI", f"{commit}^0"))
+            # What git shows to people has more in it where log.showSignature is set.
+            (_, seconds) = self._git("rev-list", "--max-count=1", "--format=%ct", commit, "--").split("\n")
         except StoppedError:
             why = f"this clone of the template has no commit {commit[:12]}"
             raise StoppedError(f"{why}: `git fetch`, or it is another template") from None
-        row.age_days = (datetime.now(UTC) - date).days
+        row.age_days = (datetime.now(UTC) - datetime.fromtimestamp(int(seconds), UTC)).days
         try:
             row.template = self._git("describe", "--tags", "--match", "v[0-9]*", commit)
             release = self._git("describe", "--tags", "--match", "v[0-9]*", "--abbrev=0", commit)
@@ -108,8 +122,7 @@ class Template:
         except StoppedError:
             row.template = commit[:12]
         if self.releases:
-            newer = self._git("tag", "--list", "v[0-9]*", "--merged", "HEAD", "--no-merged", commit)
-            row.behind = len(newer.split())
+            row.behind = len(releases(self._git, f"--no-merged={commit}"))
         else:
             row.behind = int(self._git("rev-list", "--count", f"{commit}..HEAD"))
 
@@ -131,8 +144,10 @@ class GitHub:
 
     def update(self, name: str, branch: str) -> str:
         """Return the address of the pull request with the template's update, if there is one."""
-        wanted = ("--head", branch, "--state", "open", "--limit", "1", "--json", "url")
-        return next((one["url"] for one in self._list("pr", "list", "--repo", name, *wanted)), "")
+        wanted = ("--head", branch, "--state", "open", "--json", "url,isCrossRepository")
+        found = self._list("pr", "list", "--repo", name, *wanted)
+        # A fork of the service may have a branch of the same name.
+        return next((one["url"] for one in found if not one["isCrossRepository"]), "")
 
     def ci(self, name: str) -> str:
         """Return how the last run of CI for the main branch went."""
@@ -168,12 +183,14 @@ class Fleet:
 
     def _of_repository(self, repository: str) -> Row:
         """Return the row of a folder, or of a repository that git can clone."""
-        row = Row(Path(repository.removesuffix(".git")).resolve().name, repository)
+        row = Row(Path(repository.removesuffix(".git")).absolute().name, repository)
         branch = branch_of("")
         try:
             if Path(repository).is_dir():
-                branch = branch_of(ask("git", "rev-parse", "--show-prefix", cwd=Path(repository)))
-                text = ask("git", "show", "HEAD:./.cruft.json", cwd=Path(repository))
+                # A bare repository has no folders below it to be in.
+                prefix = ask("git", "rev-parse", "--show-prefix", cwd=Path(repository))
+                branch = branch_of(prefix)
+                text = ask("git", "show", f"HEAD:{prefix}.cruft.json", cwd=Path(repository))
                 address = self._origin(Path(repository))
             else:
                 with tempfile.TemporaryDirectory() as folder:
@@ -190,7 +207,7 @@ class Fleet:
                     ask(*clone)
                     text = ask("git", "show", "HEAD:.cruft.json", cwd=Path(folder))
                 address = repository
-        except StoppedError:
+        except (StoppedError, OSError):
             row.problem = "its HEAD has no .cruft.json, or it is no repository that can be read"
             return row
         on_github = GITHUB.search(address)
@@ -306,7 +323,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     repositories = list(options.repositories)
     if options.list:
-        lines = (line.strip() for line in options.list.read_text(encoding="utf-8").splitlines())
+        lines = (line.strip() for line in options.list.read_text(encoding="utf-8-sig").splitlines())
         repositories += [line for line in lines if line and not line.startswith("#")]
     if not repositories and not options.organisation:
         parser.error("name some repositories, or a --list of them, or an --organisation")

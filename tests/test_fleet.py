@@ -45,12 +45,16 @@ def services(template: Path, tmp_path_factory: pytest.TempPathFactory) -> list[P
     return made
 
 
-def fleet(template: Path, *arguments: str | Path, gh: Path | None = None) -> subprocess.CompletedProcess[str]:
+def fleet(
+    template: Path, *arguments: str | Path, gh: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run the program as the template's clone has it; without *gh* there is none."""
     path = [str(gh)] if gh else []
     return subprocess.run(
         (sys.executable, ROOT / "scripts/fleet.py", "--template", template, *arguments),
-        env=clean_environment(PATH=os.pathsep.join([*path, os.path.defpath, os.environ["PATH"]])),
+        env=clean_environment(
+            PATH=os.pathsep.join([*path, os.path.defpath, os.environ["PATH"]]), **environment
+        ),
         capture_output=True,
         text=True,
         timeout=300,
@@ -85,11 +89,22 @@ def test_services_are_read_from_a_list_and_from_where_git_can_clone_them(
     bare, listed = tmp_path / "served.git", tmp_path / "services.txt"
     git(tmp_path, "clone", "--quiet", "--bare", str(services[0]), str(bare))
     git(bare, "branch", "template-update")
-    listed.write_text(f"# ours\n{services[1]}\n\nfile://{bare}\n")
-    done = fleet(template, "--list", listed, "--json")
-    assert done.returncode == 0, done.stderr
+    git(tmp_path, "clone", "--quiet", "--mirror", str(services[2]), "mirror")
+    git(template, "tag", "v3.0.0-rc.1")
+    # As editors on Windows save it, and with settings of a person and of a git hook.
+    lines = ("# ours", str(services[1]), "", f"file://{bare}", str(tmp_path / "mirror"))
+    listed.write_text("\r\n".join(lines), encoding="utf-8-sig", newline="")
+    settings: dict[str, Any] = {
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": "log.showSignature",
+        "GIT_CONFIG_VALUE_0": "true",
+    }
+    done = fleet(template, "--list", listed, "--json", GIT_DIR=str(bare), **settings)
+    git(template, "tag", "--delete", "v3.0.0-rc.1")
+    assert done.returncode == 0, done.stdout + done.stderr
     found = rows(done)
-    assert found.keys() == {"service-1", "served"}
+    assert found.keys() == {"service-1", "served", "mirror"}
+    assert (found["mirror"]["template"], found["mirror"]["behind"]) == ("v1.2.0", 1)
     assert (found["served"]["template"], found["served"]["behind"]) == ("v1.0.0", 3)
     assert (found["served"]["update"], found["service-1"]["update"]) == ("a branch", "?")
     assert found["service-1"]["withdrawn"] is True
@@ -98,20 +113,27 @@ def test_services_are_read_from_a_list_and_from_where_git_can_clone_them(
 def test_a_service_that_can_not_be_read_is_named_with_what_to_do(
     template: Path, services: list[Path], tmp_path: Path
 ) -> None:
-    empty, other, odd = (tmp_path / name for name in ("empty", "other", "odd"))
+    empty, other, odd, wide = (tmp_path / name for name in ("empty", "other", "odd", "wide"))
     empty.mkdir()
-    for folder, text in ((other, {"commit": "0" * 40}), (odd, {"commit": "--output=made"})):
+    none = json.dumps({"commit": "0" * 40})
+    for folder, text in (
+        (other, none.encode()),
+        (odd, json.dumps({"commit": "--output=made"}).encode()),
+        (wide, none.encode("utf-16")),
+    ):
         folder.mkdir()
         git(folder, "init", "--quiet")
-        (folder / ".cruft.json").write_text(json.dumps(text))
+        (folder / ".cruft.json").write_bytes(text)
         git(folder, "add", "--all")
         git(folder, "commit", "--quiet", "--message", "A")
-    done = fleet(template, empty, other, odd, services[3], "--json")
-    assert done.returncode == 1
+    done = fleet(template, empty, other, odd, wide, "x" * 5000, services[3], "--json")
+    assert done.returncode == 1, done.stderr
     problems = {name: row["problem"] for name, row in rows(done).items()}
     assert "no .cruft.json" in problems["empty"]
     assert "`git fetch`, or it is another template" in problems["other"]
     assert problems["odd"] == "its .cruft.json names no commit"
+    assert "is not what cruft writes" in problems["wide"]
+    assert "or it is no repository that can be read" in problems["x" * 5000]
     assert not (template / "made").exists()
     assert problems["service-3"] == ""
     assert "3 could not be read" in fleet(template, empty, other, odd, services[3]).stdout
@@ -124,6 +146,9 @@ def test_an_organisation_is_asked_by_gh(template: Path, services: list[Path], tm
     names = [{"nameWithOwner": f"acme/{name}"} for name in ("old", "new", "site")]
     (tmp_path / "repositories.json").write_text(json.dumps(names))
     pull_request = "https://github.com/acme/old/pull/7"
+    own = {"url": pull_request, "isCrossRepository": False}
+    of_a_fork = {"url": f"{pull_request}1", "isCrossRepository": True}
+    pull_requests = f"{json.dumps(of_a_fork)}, {json.dumps(own)}"
     shutil.copy(services[0] / ".cruft.json", tmp_path / "old.json")
     shutil.copy(services[3] / ".cruft.json", tmp_path / "new.json")
     (programs / "gh").write_text(
@@ -132,7 +157,7 @@ case "$*" in
 "repo list acme "*) cat {tmp_path}/repositories.json ;;
 "api repos/acme/old/contents/.cruft.json "*) cat {tmp_path}/old.json ;;
 "api repos/acme/new/contents/.cruft.json "*) cat {tmp_path}/new.json ;;
-"pr list --repo acme/old --head template-update "*) echo '[{{"url": "{pull_request}"}}]' ;;
+"pr list --repo acme/old --head template-update "*) echo '[{pull_requests}]' ;;
 "pr list "*) echo '[]' ;;
 "run list --repo acme/old "*) echo '[{{"status": "completed", "conclusion": "failure"}}]' ;;
 "run list --repo acme/new "*) echo '[{{"status": "in_progress", "conclusion": ""}}]' ;;
