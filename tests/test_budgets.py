@@ -17,10 +17,10 @@ from kit.project import COMBINATIONS, FRAMEWORKS, ROOT, TARGETS, Project, Render
 # What there is today; only a fault that is mended may raise it.
 # The aims: 80 files, 4,700 lines, 2,900 lines of chassis.
 MOST_FILES = 79
-MOST_LINES = 6120
-MOST_LINES_OF_CHASSIS = 4146
+MOST_LINES = 6127
+MOST_LINES_OF_CHASSIS = 4153
 # What would go from a default service if workers and commands went, by the patterns below. The aim: 150.
-MOST_LINES_OF_WORK = 163
+MOST_LINES_OF_WORK = 162
 # What the answer systemd adds to the chassis.
 MOST_LINES_FOR_SYSTEMD = 60
 MOST_LINES_OF_ITS_TESTS = 450
@@ -36,7 +36,6 @@ WORK = {
         r"import signal\n",
         r"from argparse .*\n",
         r"(?s)def run_command\(.*?\n\n\n",
-        r"(?s) +if task\.cancelled\(\).*? break\n",
         r"(?s) +if worker:\n.*? else:\n",
         r" +for name, kind in .*\n.*\n.* kind\(.*\n",
     ],

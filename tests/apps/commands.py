@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import threading
@@ -61,6 +62,13 @@ async def linger(arguments: Namespace, config: probe.Config, services: svcs.Cont
         log.info("cleaned up")
 
 
+async def give_up(arguments: Namespace, config: probe.Config, services: svcs.Container) -> None:
+    """Take a cancellation for a reason to return."""
+    log.info("working")
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.sleep(600)
+
+
 async def rotate(arguments: Namespace, config: probe.Config, services: svcs.Container) -> None:
     """Say that the password was refused until there is another one."""
     log.info("refused")
@@ -76,6 +84,7 @@ def service() -> Service:
         "abandon": Command(abandon, "wait for what is cancelled"),
         "leave": Command(leave, "leave by sys.exit"),
         "linger": Command(linger, "work for long", add_arguments),
+        "give-up": Command(give_up, "return when it is cancelled"),
         "rotate": Command(rotate, "wait for another password"),
     }
     return attrs.evolve(probe.service(), commands=commands)

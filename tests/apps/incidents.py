@@ -91,6 +91,7 @@ def register(registry: svcs.Registry, config: Config) -> None:
         log.info("registry closing")
         await misbehave(config.incident.close)
 
+    registry.register_value(Closing, Closing(), on_registry_close=close)
     if config.incident.register == "block":
         log.info("misbehaving", kind="block")
         time.sleep(LONG)
@@ -100,7 +101,6 @@ def register(registry: svcs.Registry, config: Config) -> None:
     if config.incident.register == "observe":
         with svcs.Container(registry) as services:
             services.get(Lifecycle).observe(lambda state: [][0])
-    registry.register_value(Closing, Closing(), on_registry_close=close)
 
 
 async def nap(request: Request) -> Response:

@@ -82,6 +82,14 @@ def test_a_signal_cancels_it_and_it_may_clean_up(start: Start, number: signal.Si
     assert ended(process)["status"] == 143
 
 
+def test_one_that_returns_though_a_signal_cancels_it_is_not_taken_for_done(start: Start) -> None:
+    process = start("give-up", app="commands")
+    process.line("working")
+    process.signal(signal.SIGTERM)
+    assert process.wait() == 143
+    assert ended(process)["status"] == 143
+
+
 def test_the_time_to_clean_up_is_limited(start: Start) -> None:
     process = start("linger", "--since", "600", app="commands", APP_DRAIN_TIMEOUT="0.5")
     process.line("working")

@@ -105,15 +105,15 @@ class Lifecycle:
         self.exit_with(status)
         if self.draining.is_set():
             return
-        self._begin_stop(at_once)
+        self.set_deadline(at_once)
         self.draining.set()
         log.info("draining", reason=reason, delay_s=self.delay_s, timeout_s=self.timeout_s)
         if self.state is State.STARTING and self._main is not None:
-            # A start that is not done yet is called off, and so is a command.
-            self._main.cancel()
+            self._main.cancel()  # A start that is not done yet is called off, and so is a command.
         self.advance(State.DRAINING)
 
-    def _begin_stop(self, at_once: bool) -> None:
+    def set_deadline(self, at_once: bool = True) -> None:
+        """Let the process end in the time of a stop that begins now; *at_once*: without the delay."""
         self.delay_s = 0 if at_once else self.delay_s
         self._deadline = min(self._deadline, time.monotonic() + self.delay_s + self.timeout_s + STOP_MARGIN_S)
         self._stopping.put(None)
@@ -153,7 +153,7 @@ class Lifecycle:
         self._signalled = True
         name, at_once = signal.Signals(number).name, number == signal.SIGINT
         # The deadline holds even if the event loop is stuck and never runs the call.
-        self._begin_stop(at_once)
+        self.set_deadline(at_once)
         self._call(lambda: self.stop(name, at_once=at_once))
 
     def _handle_hangup(self, number: int, frame: FrameType | None) -> None:

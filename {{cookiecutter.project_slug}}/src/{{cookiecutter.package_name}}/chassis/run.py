@@ -51,8 +51,7 @@ def serve(service: Service, env: Mapping[str, str], worker: str = "") -> int:
             return 1 if in_use else os.EX_CONFIG
     lifecycle = Lifecycle(config.drain.delay, config.drain.timeout)
     lifecycle.keep_from_children(lambda: [sock for sockets in listeners for sock in sockets])
-    main = _serve(service, loaded, lifecycle, env, worker, *listeners)
-    return _run_to_end(lifecycle, main, "service failed", "stopped")
+    return _run_to_end(lifecycle, _serve(service, loaded, lifecycle, env, worker, *listeners), "stopped")
 
 
 def run_command(service: Service, name: str, arguments: Namespace, env: Mapping[str, str]) -> int:
@@ -61,11 +60,14 @@ def run_command(service: Service, name: str, arguments: Namespace, env: Mapping[
     lifecycle = Lifecycle(timeout_s=loaded.config.drain.timeout)
 
     async def main() -> None:
-        async with _services(service, loaded, lifecycle) as registry, svcs.Container(registry) as services:
+        async with _services(loaded, lifecycle, "command failed") as registry, svcs.Container(registry) as services:
+            service.register(registry, loaded.config)
             lifecycle.exit_with(await service.commands[name].run(arguments, loaded.config, services) or 0)
+        if lifecycle.draining.is_set():
+            lifecycle.exit_with(128 + signal.SIGTERM)  # What a shell reports for a program that this signal ended.
 
     log.info("command started", name=name, version=importlib.metadata.version(service.name))
-    return _run_to_end(lifecycle, main(), "command failed", "command ended", name=name)
+    return _run_to_end(lifecycle, main(), "command ended", name=name)
 
 
 def _prepare(service: Service, env: Mapping[str, str]) -> LoadedConfig[Any]:
@@ -89,7 +91,7 @@ def _log_problems(problems: list[Problem], warnings: list[Problem]) -> None:
         log.warning("configuration warning", setting=warning.setting, problem=warning.problem)
 
 
-def _run_to_end(lifecycle: Lifecycle, main: Coroutine[Any, Any, None], failed: str, ended: str, **about: str) -> int:
+def _run_to_end(lifecycle: Lifecycle, main: Coroutine[Any, Any, None], ended: str, **about: str) -> int:
     """Run *main*, and drain when a task or a callback calls `sys.exit` or `loop.stop`, which ends the loop at once."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         loop = runner.get_loop()
@@ -98,13 +100,10 @@ def _run_to_end(lifecycle: Lifecycle, main: Coroutine[Any, Any, None], failed: s
         while not task.done():
             try:
                 loop.run_until_complete(task)
-            except BaseException as error:
-                if task.cancelled() and lifecycle.draining.is_set():
-                    # A command: this is what a shell reports for a program that the signal ended.
-                    lifecycle.exit_with(128 + signal.SIGTERM)
-                    break
-                is_failure = task.done() and not isinstance(error, SystemExit | KeyboardInterrupt)
-                log.critical(failed if is_failure else "exit requested", status=exit_status(error), exc_info=error)
+            except (SystemExit, KeyboardInterrupt, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and task.done():
+                    raise  # It is *main* that has failed.
+                log.critical("exit requested", status=exit_status(error), exc_info=error)
                 lifecycle.exit_with(exit_status(error))
                 if not task.done():
                     loop.call_soon(lifecycle.stop, "exit requested")
@@ -118,16 +117,24 @@ def _run_to_end(lifecycle: Lifecycle, main: Coroutine[Any, Any, None], failed: s
 
 
 @contextlib.asynccontextmanager
-async def _services(service: Service, loaded: LoadedConfig[Any], lifecycle: Lifecycle) -> AsyncIterator[svcs.Registry]:
-    """Register what *service* talks to, keep its secrets fresh, and close it in the time that is left."""
+async def _services(loaded: LoadedConfig[Any], lifecycle: Lifecycle, failed: str) -> AsyncIterator[svcs.Registry]:
+    """Hold what a service talks to, with fresh secrets; close it in time, also after a failure, logged as *failed*."""
     fixed = [value.variable for value in loaded.values if value.variable is not None]
     watch = asyncio.create_task(secrets.watch(loaded.secrets, loaded.config.secrets.refresh, lifecycle.hangup, fixed))
     registry = svcs.Registry()
     registry.register_value(Lifecycle, lifecycle, enter=False)
     try:
-        service.register(registry, loaded.config)
         yield registry
+    except BaseException as error:
+        lifecycle.set_deadline()
+        if not isinstance(error, Exception | asyncio.CancelledError):
+            raise  # Somebody wants to exit.
+        # What a signal has called off has not failed.
+        if isinstance(error, Exception) or not lifecycle.draining.is_set():
+            log.critical(failed, exc_info=error)
+            lifecycle.exit_with(1)
     finally:
+        lifecycle.advance(State.DRAINING)  # What closes is not called off any more.
         try:
             async with asyncio.timeout(lifecycle.time_left_s):
                 await registry.aclose()
@@ -165,7 +172,8 @@ async def _serve(
     beating = asyncio.create_task(event_loop.run(*observers, lambda _: standard_logging.restore()))
     addresses = {"http": _address(http[0]) if http else None, "admin": _address(operations[0])}
     log.info("listening", name=service.name, version=version, **addresses, python=platform.python_version())
-    async with _services(service, loaded, lifecycle) as registry:
+    async with _services(loaded, lifecycle, "service failed") as registry:
+        service.register(registry, config)
         health.registry = registry
         if worker:
             alone = service.workers[worker](worker, config, registry, lifecycle)
@@ -182,8 +190,7 @@ async def _serve(
             for name, kind in service.workers.items():
                 if kind.beside_requests:
                     kind(name, config, registry, lifecycle)  # The registry holds it, and closes it.
-            with contextlib.suppress(asyncio.CancelledError):  # A start that is called off closes what there is.
-                await server.serve(http)
+            await server.serve(http)
             lifecycle.stop("the server has ended", at_once=True)
     beating.cancel()
     watchdog.stop()

@@ -81,7 +81,7 @@ class Worker:
 
     async def close(self) -> None:
         """Wait until it has ended in the drain; cut it off when the time for that is nearly over."""
-        await asyncio.wait({self.task}, timeout=self._lifecycle.time_left_s - 0.5)
+        await asyncio.wait({self.task}, timeout=self._lifecycle.time_left_s - 0.5 if self.stopping else 0)
         if self.task.cancel():
             log.error("worker cut off", worker=self.name, hint="it did not end before the deadline")
             self._lifecycle.exit_with(1)
