@@ -12,7 +12,7 @@ from kit.project import TARGETS, Project, Renders, git
 ADDED = {
     ("deploy_to", "systemd"): ("systemd.py",),
     ("database", "postgresql"): ("migrate.py", "postgres.py"),
-    ("http_client", "httpx2"): ("outgoing.py",),
+    ("http_client", "httpx2"): ("outgoing.py", "propagation.py"),
     ("tracing", "opentelemetry"): ("otlp.py", "tracing.py"),
 }
 # Expressions of others: GitHub's, and the Go templates that consul-template, Prometheus and Docker read.

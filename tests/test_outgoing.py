@@ -91,6 +91,30 @@ def test_a_refused_and_a_reset_connection_are_502(world: World, caller: Service,
     assert retries(refused) == 2
 
 
+def test_an_answer_that_nobody_can_use_is_502_and_not_asked_for_again(
+    world: World, upstream: Upstream
+) -> None:
+    follows = world.start(APP, UPSTREAM=upstream.url, CLIENT='{"follow_redirects": true}').ready()
+    upstream.mode = "compressed"
+    assert failure(follows.ask("/call/x")) == (502, "Another service did not answer.")
+    assert "decompressing" in follows.line("upstream failed")["detail"]
+    upstream.mode = "later"
+    assert failure(follows.ask("/call/x")) == (502, "Another service answered 503.")
+    assert upstream.asked["GET"] == 2
+    upstream.mode = "loop"
+    assert failure(follows.ask("/call/x")) == (502, "Another service did not answer.")
+    assert {line["error"] for line in follows.lines("upstream failed")} > {"TooManyRedirects"}
+    assert retries(follows) == 0
+    assert not follows.lines("unhandled exception")
+    assert "canary" not in follows.said()
+
+
+def test_an_option_replaces_what_the_client_has_otherwise(world: World, upstream: Upstream) -> None:
+    proxied: dict[str, Any] = {"HTTP_PROXY": upstream.url, "UPSTREAM": "http://nowhere.invalid"}
+    service = world.start(APP, CLIENT='{"trust_env": true, "timeout": 5}', **proxied).ready()
+    assert service.ask("/call/x").body == b"ok"
+
+
 def test_the_other_services_failure_informs(world: World, upstream: Upstream) -> None:
     upstream.mode = "fail"
     service = world.start(APP, PING="1", UPSTREAM=upstream.url).ready()
@@ -144,3 +168,16 @@ def test_hosts_that_clients_name_do_not_become_series_without_end(
     )
     assert len(hosts) == 101
     assert hosts["_OTHER"] == 1
+
+
+def test_ports_and_methods_that_clients_name_do_not_either(caller: Service, upstream: Upstream) -> None:
+    connection = caller.connect()
+    for port in range(1, 131):
+        assert caller.ask(f"/call/x?url=http://127.0.0.1:{port}", method="POST", on=connection).status == 502
+    assert caller.ask("/call/x", method="PROPFIND").body == b"ok"
+    counted = [name for name in caller.series() if name.startswith("http_client_request_duration_seconds_c")]
+    ports = {found for name in counted for found in re.findall(r'server_port="(\d*)"', name)}
+    assert len(ports) == 101
+    assert "" in ports
+    methods = {found for name in counted for found in re.findall(r'request_method="(\w+)"', name)}
+    assert methods == {"POST", "_OTHER"}

@@ -182,7 +182,12 @@ def test_without_an_endpoint_nothing_is_loaded_and_the_clients_trace_is_passed_o
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, {"OTEL_BSP_MAX_QUEUE_SIZE": "many"}]
+    "wrong",
+    [
+        {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
+        {"OTEL_BSP_MAX_QUEUE_SIZE": "many"},
+        {"OTEL_TRACES_EXPORTER": "console"},
+    ],
 )
 def test_a_wrong_variable_is_a_line_and_no_reason_to_stop(
     world: World, collector: Collector, wrong: dict[str, str]
@@ -193,6 +198,46 @@ def test_a_wrong_variable_is_a_line_and_no_reason_to_stop(
     assert next(iter(wrong.values())) in line["error"]
     assert service.status("/leaf/x") == 200
     assert service.stop() == 0
+
+
+def test_a_header_that_is_none_is_told_without_its_token(world: World, collector: Collector) -> None:
+    wrong = {"OTEL_EXPORTER_OTLP_HEADERS": "Authorization: Bearer canary-header"}
+    service = world.start(APP, **collector.settings() | wrong).ready()
+    assert "OTEL_EXPORTER_OTLP_HEADERS" in service.line("tracing failed to start")["error"]
+    assert "canary" not in service.said()
+
+
+def test_whatever_opentelemetry_fails_to_load_or_to_take_the_service_runs(
+    world: World, collector: Collector
+) -> None:
+    """Each of these names something that is not installed, or is no size that Python can have."""
+    odd = {
+        "OTEL_BSP_MAX_QUEUE_SIZE": "9" * 30,
+        "OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER": "nothing",
+        "OTEL_PROPAGATORS": "tracecontext,b3",
+    }
+    service = world.start(APP, UPSTREAM="", **collector.settings() | odd).ready()
+    assert service.line("tracing failed to start")["level"] == "error"
+    ignored = service.line("variable ignored")
+    assert (ignored["level"], ignored["variable"]) == ("error", "OTEL_PROPAGATORS")
+    assert "b3" in ignored["error"]
+    answer = service.ask(f"/call/up?url=http://127.0.0.1:{service.port()}", headers=SAMPLED)
+    assert answer.text.startswith(f"traceparent={SAMPLED['traceparent']} tracestate=vendor=1"), answer.text
+    assert service.stop() == 0
+
+
+def test_an_empty_variable_is_none_and_one_for_traces_alone_comes_first(
+    world: World, collector: Collector
+) -> None:
+    right: dict[str, Any] = {"OTEL_TRACES_EXPORTER": "", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
+    right |= {
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
+        "OTEL_EXPORTER_OTLP_HEADERS": "a=b c, d=e",
+    }
+    service = world.start(APP, **collector.settings() | right).ready()
+    assert service.status("/leaf/x") == 200
+    assert collector.find(lambda span: True)
+    assert not service.lines("tracing failed to start")
 
 
 @pytest.fixture(scope="module")

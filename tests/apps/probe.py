@@ -63,8 +63,8 @@ class Config(Settings):
     mail: Mail | None = environ.group(Mail, optional=True)
 
     def __attrs_post_init__(self) -> None:
-        if self.http.port == self.admin.port == 4242:
-            raise ValueError("the two ports must differ")
+        if self.http.port == self.http.max_body == 4242:
+            raise ValueError("the port and the limit must differ")
 
 
 class Gate:
@@ -111,6 +111,11 @@ async def trouble(request: Request) -> Response:
     kind = request.path_params["kind"]
     if kind == "exception":
         raise RuntimeError("boom")
+    elif kind == "url":
+        urls = (
+            "'http://ada:canary@hub:1/x?key=canary' postgresql://:canary@hub:2?a=canary 'https://hub:3/end'."
+        )
+        raise RuntimeError(f"no answer from {urls}")
     elif kind == "exit":
         sys.exit(3)
     elif kind == "cancel":
@@ -214,6 +219,14 @@ async def stream(request: Request) -> Response:
     return StreamingResponse(chunks())
 
 
+async def bodiless(request: Request) -> Response:
+    """Answer with a body where HTTP has none, and announce it, as a relay does."""
+    status, headers = int(request.query_params["status"]), {"Content-Length": "5"}
+    if "stream" in request.query_params:
+        return StreamingResponse(iter([b"hello"] * 9), status)
+    return Response(b"hello", status, headers if "length" in request.query_params else None)
+
+
 async def address(request: Request) -> Response:
     client = request.client.host if request.client else ""
     return PlainTextResponse(f"{request.url.scheme} {client} {request.url.netloc}")
@@ -261,6 +274,7 @@ def create_app(config: Config, registry: svcs.Registry) -> Starlette:
         Route("/hold", hold),
         Route("/length", length, methods=["POST"]),
         Route("/stream", stream),
+        Route("/bodiless", bodiless),
         Route("/address/{name}", address),
         Route("/silent", Silent()),
         Route("/gate/{name}", gate),

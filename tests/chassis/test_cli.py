@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -49,6 +51,17 @@ def test_config_as_dotenv_marks_what_is_required(start: Start) -> None:
     assert "\n# what to call it\n# required\n#APP_PROBE_NAME=\n" in example
     assert "\n# a required secret\n# required: a secret, the file probe_password\n" in example
     assert "hunter2" not in example
+
+
+@pytest.mark.parametrize(("argument", "unbuffered"), [("check", ""), ("config", ""), ("config", "1")])
+def test_output_that_nobody_takes_is_one_line(start: Start, argument: str, unbuffered: str) -> None:
+    command, env = [sys.executable, "-m", "my_service", argument], {"PYTHONUNBUFFERED": unbuffered}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, env=start.environment(env)
+        )
+    assert done.stderr == "standard output can't be written: No space left on device\n"
+    assert done.returncode == 1
 
 
 def test_the_example_environment_is_current(start: Start) -> None:

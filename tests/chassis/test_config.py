@@ -163,9 +163,38 @@ def test_a_secret_file_alone_makes_the_rest_of_its_optional_group_required(
 
 
 def test_settings_that_are_wrong_together_are_explained(start: Start) -> None:
-    done = start.command("check", APP_HTTP_PORT="4242", APP_ADMIN_PORT="4242")
+    done = start.command("check", APP_HTTP_PORT="4242", APP_HTTP_MAX_BODY="4242")
     assert done.status == 78
-    assert done.err == "Config: the two ports must differ\n"
+    assert done.err == "Config: the port and the limit must differ\n"
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({"APP_HTTP_PORT": "8001", "APP_ADMIN_PORT": None}, "8001 is APP_HTTP_PORT too; use another port"),
+        (
+            {"APP_HTTP_PORT": None, "PORT": "8001", "APP_ADMIN_PORT": None},
+            "8001 is PORT too; use another port",
+        ),
+        (
+            {"APP_HTTP_PORT": "9", "APP_ADMIN_PORT": "9", "APP_ADMIN_HOST": "0.0.0.0"},
+            "9 is APP_HTTP_PORT too; use another port",
+        ),
+    ],
+)
+def test_one_port_for_both_listeners_is_a_problem(
+    start: Start, env: dict[str, str | None], said: str
+) -> None:
+    done = start.command("check", APP_LOG_LEVEL="loud", **env)
+    assert done.status == 78
+    assert f"APP_ADMIN_PORT: {said}\n" in done.err
+    assert "APP_LOG_LEVEL" in done.err, "the other problems are not told"
+
+
+def test_one_port_on_two_addresses_and_any_free_one_are_none(start: Start) -> None:
+    ports = {"APP_HTTP_PORT": "9", "APP_ADMIN_PORT": "9"}
+    assert start.command("check", **ports, APP_HTTP_HOST="192.0.2.1").out == "ok\n"
+    assert start.command("check", APP_HTTP_PORT="0", APP_ADMIN_PORT="0").out == "ok\n"
 
 
 @environ.config(frozen=True)

@@ -142,6 +142,34 @@ def test_any_other_request_id_is_replaced(probe: Service, value: str) -> None:
     assert "trace_id" not in probe.request_line(f"/trouble/id-{len(value)}")
 
 
+TRACEPARENT = f"00-{TRACE}-{SPAN}-01"
+
+
+@pytest.mark.parametrize(
+    ("sent", "is_taken"),
+    [
+        ([TRACEPARENT], True),
+        # A later version may add what this one does not know.
+        (["01" + TRACEPARENT[2:] + "-more"], True),
+        ([TRACEPARENT + "-more"], False),
+        ([TRACEPARENT, TRACEPARENT.replace(SPAN, SPAN[::-1])], False),
+        ([TRACEPARENT.upper()], False),
+        (["ff" + TRACEPARENT[2:]], False),
+    ],
+)
+def test_only_one_valid_trace_context_is_taken_over(probe: Service, sent: list[str], is_taken: bool) -> None:
+    fields = "".join(f"traceparent: {each}\r\n" for each in sent)
+    request = f"GET /trouble/trace HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{fields}\r\n"
+    assert (b"\r\ntraceparent: " in probe.send(request.encode())) is is_taken
+
+
+def test_a_url_in_an_exception_is_logged_without_password_and_query(own: Service) -> None:
+    own.ask("/trouble/url")
+    said = own.line("unhandled exception")["exception"]
+    assert said.endswith("no answer from 'http://hub:1/x' postgresql://hub:2 'https://hub:3/end'.")
+    assert "canary" not in own.said()
+
+
 def test_requests_on_one_connection_do_not_share_their_ids(probe: Service) -> None:
     # Sent at once: the second is begun where the first ended, in the same context.
     first = f"GET /trouble/1 HTTP/1.1\r\nHost: x\r\ntraceparent: 00-{TRACE}-{SPAN}-01\r\n\r\n"

@@ -205,6 +205,12 @@ def test_a_collector_that_fails_once_is_asked_again(theirs: CollectorRegistry, o
     assert "figures_total 1.0" in exposed(ours)
 
 
+@pytest.mark.parametrize("version", ["abc", "1..0", "", "9" * 5000, "1.0.0.0"])
+@pytest.mark.parametrize("kind", ["application/openmetrics-text", "text/plain"])
+def test_whatever_version_a_scraper_asks_for_it_gets_metrics(ours: Metrics, kind: str, version: str) -> None:
+    assert "http_server_active_requests 3" in exposed(ours, f"{kind}; version={version}, */*;q=0.1")
+
+
 def test_methods_that_clients_make_up_are_one_series(theirs: CollectorRegistry, ours: Metrics) -> None:
     for method in (*METHODS, *(f"X{number}" for number in range(1000)), "get", ""):
         for status in (200, 404):

@@ -85,6 +85,36 @@ def test_an_answer_of_500_that_the_service_means_is_its_own(probe: Service) -> N
     assert probe.ask("/trouble/stream").body == b"ab"
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("how", ["", "&length=1", "&stream=1"])
+@pytest.mark.parametrize("status", [204, 304])
+def test_a_body_where_http_has_none_is_not_taken_for_the_next_response(
+    probe: Service, method: str, how: str, status: int
+) -> None:
+    requests = f"{method} /bodiless?status={status}{how} HTTP/1.1\r\nHost: x\r\n\r\n"
+    requests += "GET /trouble/next HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    first, second, body = probe.send(requests.encode()).split(b"\r\n\r\n")
+    assert first.startswith(f"HTTP/1.1 {status} ".encode())
+    assert b"content-length" not in first.lower()
+    assert second.startswith(b"HTTP/1.1 200 ")
+    assert body == b"next"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_stream_that_never_waits_lets_others_run_and_ends_with_its_client(
+    own: Service, method: str
+) -> None:
+    with own.dial() as client:
+        client.sendall(f"{method} /stream?n=1000000000000 HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert client.recv(15) == b"HTTP/1.1 200 OK"
+        for _ in range(20 * (method == "GET")):
+            assert client.recv(65536)
+            assert own.ask("/trouble/other").body == b"other"
+    wait_for(lambda: "stream_response" not in own.look("/-/stacks"), "the end of the stream")
+    assert own.request_line("/stream")["status"] == 200
+    assert own.stop() == 0, own.said()
+
+
 def test_an_answer_that_breaks_half_way_ends_the_connection(own: Service) -> None:
     with own.dial() as client:
         client.sendall(b"GET /stream?n=1&raise=1 HTTP/1.1\r\nHost: x\r\n\r\n")

@@ -1,4 +1,4 @@
-"""Another service, as a program of the tests: it hangs, resets, or fails in a third of the cases."""
+"""Another service, as a program of the tests: it hangs, resets, fails, or answers what nobody can use."""
 
 import socket
 import struct
@@ -10,6 +10,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from kit.service import LOOPBACK
+
+# What an answer has besides, in the modes that have anything.
+HEADERS = {
+    "later": ("Retry-After", "3600"),
+    "loop": ("Location", "/leaf/again?key=canary-query"),
+    "compressed": ("Content-Encoding", "gzip"),
+}
 
 
 class Upstream:
@@ -33,7 +40,7 @@ class Upstream:
                     number = upstream.asked.total()
                 upstream.behave(self, number)
 
-            do_GET = do_POST = do_PUT = answer
+            do_GET = do_POST = do_PUT = do_PROPFIND = answer
 
             def log_message(self, format: str, *args: object) -> None: ...
 
@@ -61,8 +68,10 @@ class Upstream:
             handler.connection.close()
             return
         fails = self.mode == "fail" or (self.mode == "third" and number % 3 == 0)
-        status = 500 if fails else 404 if self.mode == "missing" else 200
-        handler.send_response(status)
+        statuses = {"missing": 404, "later": 503, "loop": 302}
+        handler.send_response(500 if fails else statuses.get(self.mode, 200))
+        if header := HEADERS.get(self.mode):
+            handler.send_header(*header)
         handler.send_header("Content-Length", "2")
         handler.end_headers()
         handler.wfile.write(b"ok")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import sys
 
@@ -43,7 +44,7 @@ async def make_upstream(services: svcs.Container) -> Upstream:
 
 
 def register(registry: svcs.Registry, config: Config) -> None:
-    register_http_client(registry, config.outgoing)
+    register_http_client(registry, config.outgoing, **json.loads(os.environ.get("CLIENT", "{}")))
     if "PING" in os.environ:
         registry.register_factory(Upstream, make_upstream, ping=Upstream.ping)
 
@@ -67,7 +68,7 @@ def create_app(config: Config, registry: svcs.Registry) -> Starlette:
         seen = " ".join(f"{name}={request.headers[name]}" for name in names if name in request.headers)
         return PlainTextResponse(seen, headers={"Set-Cookie": "session=canary-cookie"})
 
-    handlers, methods = {"/call/{kind}": call, "/leaf/{kind}": leaf}, ["GET", "POST", "PUT"]
+    handlers, methods = {"/call/{kind}": call, "/leaf/{kind}": leaf}, ["GET", "POST", "PUT", "PROPFIND"]
     if importlib.util.find_spec("fastapi") is None:
         return Starlette(routes=[Route(path, each, methods=methods) for path, each in handlers.items()])
     made: Starlette = importlib.import_module("fastapi").FastAPI()

@@ -55,8 +55,7 @@ def check(service: Service, env: Mapping[str, str]) -> int:
         print(line, file=sys.stderr)
     if problems:
         return os.EX_CONFIG
-    print("ok")
-    return 0
+    return _print("ok\n")
 
 
 def show(service: Service, env: Mapping[str, str], format: str, current: bool, output: Path | None, force: bool) -> int:
@@ -68,8 +67,7 @@ def show(service: Service, env: Mapping[str, str], format: str, current: bool, o
     if output is None:
         if len(files) > 1:
             return _refuse(f"{format} takes several files ({', '.join(files)}); say where with --output DIR")
-        sys.stdout.write(*files.values())
-        return 0
+        return _print(*files.values())
     paths = {output / name: content for name, content in files.items()}
     if not force and (existing := [path for path in paths if os.path.lexists(path)]):
         return _refuse(*(f"{path} exists; nothing was written (--force replaces it)" for path in existing))
@@ -80,6 +78,15 @@ def show(service: Service, env: Mapping[str, str], format: str, current: bool, o
             print(path)
     except OSError as error:
         return _refuse(f"{error.filename} can't be written: {error.strerror}")
+    return 0
+
+
+def _print(text: str) -> int:
+    try:
+        print(text, end="", flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # At its end Python writes once more what is left.
+        return _refuse(f"standard output can't be written: {error.strerror}")
     return 0
 
 

@@ -36,6 +36,7 @@ REQUEST: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("req
 
 # How exceptions and lines are rendered; `configure` chooses.
 _add_exception, _render = format_exc_info, to_json
+_URL = re.compile(r"://(?:[^\s/?#'\"]*@)?([^\s?'\"]*)(?:\?[^\s'\"]*)?")  # The group is what may be logged of it.
 _http, _A_REQUEST = logging.getLogger("http"), {"level": "info", "logger": "http", "event": "request"}
 
 
@@ -114,6 +115,8 @@ def _write(level: str, logger: str, message: object, args: Any, fields: EventDic
     try:
         event = str(message) % args if args else str(message)
         fields = _add_exception(None, "", fields)
+        if "exception" in fields:
+            fields["exception"] = _URL.sub(r"://\1", fields["exception"])
     except Exception as error:
         event, fields = f"{plain(message)} {shown(args)}", {**fields, "format_error": shown(error)}
     first = {"timestamp": timestamp(time.time()), "level": level, "logger": logger, "event": event}

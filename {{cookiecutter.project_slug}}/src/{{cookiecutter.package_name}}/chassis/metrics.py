@@ -54,8 +54,7 @@ class Metrics:
             self.refused.labels(reason)
         self.uncaught = Counter("uncaught_exceptions", "Exceptions of tasks and callbacks; see the log.", registry=own)
         self.readiness_check = Gauge("readiness_check", "1: it passed when it ran last.", ("name",), registry=own)
-        lost = "log_lines_lost", "Log lines that could not be written."
-        own.register(_Collector(lambda: [CounterMetricFamily(*lost, lost_lines())]))
+        own.register(_Collector(lambda: [CounterMetricFamily("log_lines_lost", "Not written lines.", lost_lines())]))
         about = {**build, "python": platform.python_version(), "template": TEMPLATE_VERSION}
         Info("app", "What runs here.", registry=own).info(about)
         self._lock = threading.Lock()
@@ -113,7 +112,10 @@ class Metrics:
             began, collection = self._collection
         if not wait({collection}, max(0.0, began + SCRAPE_TIMEOUT_S - time.monotonic())).done:
             return None
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # A version that is no number.
+            encode, content_type = choose_encoder("")
         return encode(_Collector(collection.result)), content_type
 
     def _collect(self) -> list[Metric]:

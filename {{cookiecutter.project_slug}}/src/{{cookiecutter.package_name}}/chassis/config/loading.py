@@ -86,6 +86,10 @@ def load(cls: type[T], env: Mapping[str, str]) -> LoadedConfig[T]:
     settings = describe(cls, env)
     walk = _Walk(settings, env)
     config = walk.make(cls, "APP", cls.__name__)
+    http, admin = (walk.settings[f"APP_{of}_PORT"] for of in ("HTTP", "ADMIN"))
+    hosts = {walk.settings[f"APP_{of}_HOST"].value for of in ("HTTP", "ADMIN")}
+    if http.value == admin.value != "0" and (len(hosts) == 1 or hosts & {"0.0.0.0", "::"}):
+        walk.problems.append(Problem(admin.name, f"{admin.value} is {http.variable or http.name} too; use another port"))
     files = {setting.name: setting.file for setting in settings}
     missing = {file for file in files.values() if file} - walk.secrets.values.keys()
     warnings = [*_unknown_variables(files, env), *_misnamed_files(missing, walk.secrets.directory)]
@@ -101,7 +105,7 @@ class _Walk:
 
     def __init__(self, settings: list[Setting], env: Mapping[str, str]) -> None:
         self.problems = list[Problem]()
-        self._settings = {setting.name: setting for setting in settings}
+        self.settings = {setting.name: setting for setting in settings}
         # An optional group that requires something becomes None when nothing of it is set.
         self._absent = {each.optional_groups[-1] for each in settings if each.required and each.optional_groups}
         for each in settings:
@@ -118,7 +122,7 @@ class _Walk:
         before, given = len(self.problems), dict[str, Any]()
         for field, entry, name in _fields(cls, prefix):
             if entry.sub_cls is None:
-                value = self._take(self._settings[name])
+                value = self._take(self.settings[name])
             else:
                 value = None if name in self._absent else self.make(entry.sub_cls, name, name)
             if value is not attrs.NOTHING:
@@ -165,7 +169,7 @@ class _Walk:
                     # A validator may look at another field, which has no value if that one is the problem.
                     if not (isinstance(error, AttributeError) and error.obj is instance):
                         shown = repr(value) if field.name in given else f"its default {value!r}"
-                        variable = self._settings[name].variable if name in self._settings else None
+                        variable = self.settings[name].variable if name in self.settings else None
                         self._add(variable or name, f"{shown} is not accepted: {_reason(error)}")
 
     def _add(self, label: str, problem: str) -> None:

@@ -29,12 +29,14 @@ from .requests import SCOPE, RequestsInFlight, route_template, spell
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._~:=+/@-]{1,128}")
 # https://www.w3.org/TR/trace-context/#traceparent-header
-TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
+TRACEPARENT = re.compile(rb"(?!ff|00.{54})[\da-f]{2}-(?!0{32})([\da-f]{32})-(?!0{16})([\da-f]{16})-[\da-f]{2}(?:-.*)?")
 # RFC 9110, section 7.2: uri-host [ ":" port ]
 HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+,;=-]*)(:[0-9]*)?")
+BODILESS, FRAMING = frozenset({204, 304}), frozenset({b"content-length", b"transfer-encoding"})  # RFC 9110, 6.4.1
 # Envoy takes an instance out of its rotation at the first answer that says so, not only at its next check.
 DRAINING_HEADERS = [(b"connection", b"close"), (b"x-envoy-immediate-health-check-fail", b"true")]
 READY_PATH = "/-/ready"
+TURN_S = 0.01  # A stream that never waits lets others run this often. So it also learns that its client has left.
 
 log = get_logger("http")
 # An id has to be unique, not secret; asking the kernel for each costs a system call.
@@ -65,19 +67,16 @@ class Middleware:
 class Exchange:
     """One request and its response."""
 
-    status = 0
+    status, _is_finished, _paused_at = 0, False, 0.0
     _body: RequestBody | None = None
     _end_span: EndSpan | None = None
-    _is_finished = False
-    # Whether what the application sends is thrown away.
-    _is_dropped = False
+    _is_dropped = False  # Whether what the application sends is thrown away.
 
     def __init__(self, middleware: Middleware, scope: Scope, receive: Receive, send: Send) -> None:
         self.middleware = middleware
         self.scope = self._server_scope = scope
         self.task = asyncio.current_task()
-        self._receive = receive
-        self._send = send
+        self._receive, self._send = receive, send
         self._ids: dict[str, str] = {}
         self.began = time.perf_counter()
         middleware.requests.add(scope, self)
@@ -101,8 +100,8 @@ class Exchange:
             elif self.scope["path"] == READY_PATH:
                 self.scope["route"] = SimpleNamespace(path=READY_PATH)
                 report = await self.middleware.health.ready()
-                headers = {"Cache-Control": "no-store"}
-                answer = PlainTextResponse(f"{report.word}\n", 200 if report.ready else 503, headers)
+                status, headers = 200 if report.ready else 503, {"Cache-Control": "no-store"}
+                answer = PlainTextResponse(f"{report.word}\n", status, headers)
                 await answer(self.scope, self._receive, self.send)
             else:
                 await self._call()
@@ -138,7 +137,7 @@ class Exchange:
             elif name == b"x-request-id" and REQUEST_ID.fullmatch(value):
                 request_id = value
             elif name == b"traceparent":
-                traceparent = value
+                traceparent += value  # Two of them are none.
             elif name == b"content-length":
                 length = int(value)
             elif name == b"transfer-encoding":
@@ -152,23 +151,20 @@ class Exchange:
         REQUEST.set(self._ids)
         SCOPE.set(self.scope)
         own = self.middleware
-        if own.tracing is not None:
-            self._end_span = own.tracing.begin(self.scope, self._ids)
+        self._end_span = own.tracing.begin(self.scope, self._ids) if own.tracing is not None else None
         if length >= 0:
-            most, limits, count = own.max_body, own.limits, own.metrics.count_refusal
-            self._body = RequestBody(self._receive, self.scope, length, most, limits, count)
+            count = own.metrics.count_refusal
+            self._body = RequestBody(self._receive, self.scope, length, own.max_body, own.limits, count)
             self._receive = self._body.receive
-        if self.scope["http_version"] == "1.0":
-            hosts = hosts or [b""]
         # RFC 9112, section 3.2: exactly one, which HTTP/1.0 may leave out.
-        return len(hosts) == 1 and HOST.fullmatch(hosts[0]) is not None
+        is_left_out = not hosts and self.scope["http_version"] == "1.0"
+        return is_left_out or (len(hosts) == 1 and HOST.fullmatch(hosts[0]) is not None)
 
     async def _call(self) -> None:
         app = self.middleware.app
         try:
             if self.scope["method"] == "HEAD":
-                # A router writes into the scope; the second try needs it as it was.
-                self.scope = dict(self._server_scope)
+                self.scope = dict(self._server_scope)  # A router writes into it; the second try needs it as it was.
             await app(self.scope, self._receive, self.send)
             if self._is_dropped and not self.status:
                 self._is_dropped, self.scope = False, {**self._server_scope, "method": "GET"}
@@ -206,16 +202,20 @@ class Exchange:
             self._body.is_refused = True
             await self._answer(413, "The request body is larger than this route takes.", {"Connection": "close"})
             self._is_dropped = True
+        if message.get("more_body") and time.perf_counter() - self._paused_at > TURN_S:
+            await asyncio.sleep(0)
+            self._paused_at = time.perf_counter()
         if self._is_dropped:
             return
         if begins:
             headers = [*message.get("headers", ()), *self._own_headers]
+            if message["status"] in BODILESS:
+                headers = [header for header in headers if header[0].lower() not in FRAMING]
             if self.middleware.lifecycle.state is State.DRAINING:
                 headers += DRAINING_HEADERS
             message = {**message, "headers": headers}
-        elif self._server_scope["method"] == "HEAD":
-            # The body is nobody's: a stream ends here.
-            message, self._is_dropped = {"type": "http.response.body"}, True
+        elif self._server_scope["method"] == "HEAD" or self.status in BODILESS:
+            message, self._is_dropped = {"type": "http.response.body"}, True  # A stream ends here, with no body.
         ends = not begins and not message.get("more_body", False)
         if ends and self._body is not None and self._body.is_refused:
             await self._send({**message, "more_body": True})
@@ -232,9 +232,8 @@ class Exchange:
         if self._is_finished:
             return
         self._is_finished = True
-        middleware, scope, route = self.middleware, self._server_scope, self.route
-        duration_s = time.perf_counter() - self.began
-        method, status = scope.get("method", "GET"), self.status or 499  # As nginx has it for a client that left.
+        duration_s, middleware, scope = time.perf_counter() - self.began, self.middleware, self._server_scope
+        method, status, route = scope.get("method", "GET"), self.status or 499, self.route  # 499: as nginx has it.
         middleware.requests.remove(scope, self, status, duration_s)
         exemplar = self._end_span(status, route) if self._end_span is not None else None
         if scope["type"] == "http":
