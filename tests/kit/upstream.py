@@ -40,7 +40,7 @@ class Upstream:
                     number = upstream.asked.total()
                 upstream.behave(self, number)
 
-            do_GET = do_POST = do_PUT = do_PROPFIND = answer
+            do_GET = do_POST = do_PUT = do_MKCOL = answer
 
             def log_message(self, format: str, *args: object) -> None: ...
 

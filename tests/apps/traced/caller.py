@@ -68,7 +68,7 @@ def create_app(config: Config, registry: svcs.Registry) -> Starlette:
         seen = " ".join(f"{name}={request.headers[name]}" for name in names if name in request.headers)
         return PlainTextResponse(seen, headers={"Set-Cookie": "session=canary-cookie"})
 
-    handlers, methods = {"/call/{kind}": call, "/leaf/{kind}": leaf}, ["GET", "POST", "PUT", "PROPFIND"]
+    handlers, methods = {"/call/{kind}": call, "/leaf/{kind}": leaf}, ["GET", "POST", "PUT", "MKCOL"]
     if importlib.util.find_spec("fastapi") is None:
         return Starlette(routes=[Route(path, each, methods=methods) for path, each in handlers.items()])
     made: Starlette = importlib.import_module("fastapi").FastAPI()
