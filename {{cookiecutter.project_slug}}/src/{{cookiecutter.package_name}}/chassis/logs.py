@@ -31,6 +31,7 @@ EXIT_FLUSH_TIMEOUT_S = 1.0
 REQUEST_LINES_DELAY_S = 0.01
 # Libraries that log whole URLs, with whatever secret stands in a query, or each step of a start.
 QUIET = dict.fromkeys(("httpx", "httpx2", "httpcore", "httpcore2", "urllib3"), "warning") | {"uvicorn": "critical"}
+QUIET |= {"opentelemetry.baggage": "error", "opentelemetry.trace": "error"}  # They log headers that clients send.
 # The ids of the request at hand; every line of the request has them.
 REQUEST: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("request", default=MappingProxyType({}))
 

@@ -211,8 +211,7 @@ class Exchange:
             headers = [*message.get("headers", ()), *self._own_headers]
             if message["status"] in BODILESS:
                 headers = [header for header in headers if header[0].lower() not in FRAMING]
-            if self.middleware.lifecycle.state is State.DRAINING:
-                headers += DRAINING_HEADERS
+            headers += DRAINING_HEADERS if self.middleware.lifecycle.state is State.DRAINING else ()
             message = {**message, "headers": headers}
         elif self._server_scope["method"] == "HEAD" or self.status in BODILESS:
             message, self._is_dropped = {"type": "http.response.body"}, True  # A stream ends here, with no body.
