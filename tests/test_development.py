@@ -147,6 +147,9 @@ def test_make_dev_brings_a_database_with_rows_which_stay(
             try:
                 servers = [each for root in (folder, project.path) for each in root.rglob("postmaster.pid")]
                 assert len(servers) == 1
+                # Another clone, and another version of PostgreSQL, have data of their own.
+                assert str(project.path / ".postgres")[1:] in str(servers[0])
+                assert servers[0].with_name("PG_VERSION").read_text().strip() == servers[0].parent.name
                 assert ask(dev.http, "/guests/Ada").json()["visits"] == visits
                 dev.interrupt()
             finally:

@@ -171,14 +171,14 @@ def test_settings_that_are_wrong_together_are_explained(start: Start) -> None:
 @pytest.mark.parametrize(
     ("env", "said"),
     [
-        ({"APP_HTTP_PORT": "8001", "APP_ADMIN_PORT": None}, "8001 is APP_HTTP_PORT too; use another port"),
+        ({"APP_HTTP_PORT": "8001", "APP_ADMIN_PORT": None}, "8001 is APP_HTTP_PORT too; use another"),
         (
             {"APP_HTTP_PORT": None, "PORT": "8001", "APP_ADMIN_PORT": None},
-            "8001 is PORT too; use another port",
+            "8001 is PORT too; use another",
         ),
         (
             {"APP_HTTP_PORT": "9", "APP_ADMIN_PORT": "9", "APP_ADMIN_HOST": "0.0.0.0"},
-            "9 is APP_HTTP_PORT too; use another port",
+            "9 is APP_HTTP_PORT too; use another",
         ),
     ],
 )

@@ -89,7 +89,7 @@ def load(cls: type[T], env: Mapping[str, str]) -> LoadedConfig[T]:
     http, admin = (walk.settings[f"APP_{of}_PORT"] for of in ("HTTP", "ADMIN"))
     hosts = {walk.settings[f"APP_{of}_HOST"].value for of in ("HTTP", "ADMIN")}
     if http.value == admin.value != "0" and (len(hosts) == 1 or hosts & {"0.0.0.0", "::"}):
-        walk.problems.append(Problem(admin.name, f"{admin.value} is {http.variable or http.name} too; use another port"))
+        walk.problems.append(Problem(admin.name, f"{admin.value} is {http.variable or http.name} too; use another"))
     files = {setting.name: setting.file for setting in settings}
     missing = {file for file in files.values() if file} - walk.secrets.values.keys()
     warnings = [*_unknown_variables(files, env), *_misnamed_files(missing, walk.secrets.directory)]
