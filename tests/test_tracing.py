@@ -115,8 +115,8 @@ def test_failures_are_marked_and_the_histogram_has_the_spans_ids(world: World, c
     assert service.ask("/nowhere", headers=UNSAMPLED).status == 404
     assert service.ask("/leaf/x", method="PROPFIND").status == 405
     assert service.status("/-/ready") == 200
-    odd = {"baggage": "canary-baggage=1," * 2000, "tracestate": "canary-state,="}
-    assert service.ask("/leaf/odd", headers=SAMPLED | odd).status == 200
+    headers = SAMPLED | {"baggage": "canary-baggage=1," * 2000, "tracestate": "canary-state,="}
+    assert service.ask("/leaf/odd", headers=headers).status == 200
     assert "canary" not in service.said()
     (failed,) = collector.find(lambda span: span.failed)
     assert failed.attributes["error.type"] == "500"

@@ -274,7 +274,14 @@ def polite(registry: svcs.Registry) -> Callable[[Request], Awaitable[Response]]:
 
 
 async def live(socket: WebSocket) -> None:
+    if how := socket.query_params.get("how"):
+        if how == "raise":
+            raise RuntimeError("nothing was accepted")
+        await (socket.close() if how == "close" else socket.send_denial_response(Response(status_code=401)))
+        return
     await socket.accept()
+    if "wait" in socket.query_params:
+        await socket.receive_text()
     async for text in socket.iter_text():
         if not text:
             raise RuntimeError("nothing was said")

@@ -273,6 +273,35 @@ def test_a_websocket_whose_handler_raises_is_closed_with_1011(start: Start) -> N
         assert client.recv(65536)[:4] == b"\x88\x02\x03\xf3"
         client.sendall(b"\x88\x82\0\0\0\0\x03\xf3")
     assert "nothing was said" in process.line("unhandled exception")["exception"]
+    assert process.request_line("/live")["status"] == 101
+
+
+def test_a_websocket_whose_handler_raises_before_it_accepts_is_a_500(start: Start) -> None:
+    process = launch(start).ready()
+    with process.dial() as client:
+        client.sendall(UPGRADE.format("/live?how=raise").encode())
+        assert client.recv(65536).startswith(b"HTTP/1.1 500 ")
+    assert "nothing was accepted" in process.line("unhandled exception")["exception"]
+    assert process.request_line("/live")["status"] == 500
+
+
+@pytest.mark.parametrize(("how", "status"), [("close", 403), ("deny", 401)])
+def test_a_websocket_that_is_not_accepted_is_logged_with_what_its_client_gets(
+    service: Service, how: str, status: int
+) -> None:
+    before = len(service.lines("request"))
+    with service.dial() as client:
+        client.sendall(UPGRADE.format(f"/live?how={how}").encode())
+        assert client.recv(65536).startswith(f"HTTP/1.1 {status} ".encode())
+    wait_for(lambda: len(service.lines("request")) > before, "the request line")
+    assert [line["status"] for line in service.lines("request")[before:]] == [status]
+
+
+def test_a_client_that_leaves_its_websocket_is_no_error(service: Service) -> None:
+    with service.dial() as client:
+        client.sendall(UPGRADE.format("/live?wait=1").encode())
+        assert client.recv(65536).startswith(b"HTTP/1.1 101 ")
+    in_flight(service, 0)
 
 
 def test_a_plain_request_to_a_websocket_route_is_a_404(service: Service) -> None:

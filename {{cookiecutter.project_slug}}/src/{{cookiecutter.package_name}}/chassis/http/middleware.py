@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
 
 from ..errors import problem
 from ..health import Health
@@ -75,10 +76,9 @@ class Exchange:
     def __init__(self, middleware: Middleware, scope: Scope, receive: Receive, send: Send) -> None:
         self.middleware = middleware
         self.scope = self._server_scope = scope
-        self.task = asyncio.current_task()
         self._receive, self._send = receive, send
         self._ids: dict[str, str] = {}
-        self.began = time.perf_counter()
+        self.task, self.began = asyncio.current_task(), time.perf_counter()
         middleware.requests.add(scope, self)
 
     @property
@@ -100,9 +100,8 @@ class Exchange:
             elif self.scope["path"] == READY_PATH:
                 self.scope["route"] = SimpleNamespace(path=READY_PATH)
                 report = await self.middleware.health.ready()
-                status, headers = 200 if report.ready else 503, {"Cache-Control": "no-store"}
-                answer = PlainTextResponse(f"{report.word}\n", status, headers)
-                await answer(self.scope, self._receive, self.send)
+                out = PlainTextResponse(f"{report.word}\n", 200 if report.ready else 503, {"Cache-Control": "no-store"})
+                await out(self.scope, self._receive, self.send)
             else:
                 await self._call()
         finally:
@@ -112,15 +111,16 @@ class Exchange:
         """Carry a WebSocket, which is one request from its handshake to its end."""
 
         async def send(message: Message) -> None:
-            if message["type"] == "websocket.accept":
-                self.status = 101
+            if not self.status:
+                self.status = message.get("status", 101 if message["type"] == "websocket.accept" else 403)
             await self._send(message)
 
         self._identify()
-        self.status = 403
         try:
-            await self.middleware.app(self.scope, self._receive, send)
+            with contextlib.suppress(WebSocketDisconnect):
+                await self.middleware.app(self.scope, self._receive, send)
         except Exception as error:
+            self.status = self.status or 500
             log.error("unhandled exception", exc_info=error)
             if self.status == 101:
                 with contextlib.suppress(RuntimeError):  # The application has closed it already.
@@ -157,8 +157,8 @@ class Exchange:
             self._body = RequestBody(self._receive, self.scope, length, own.max_body, own.limits, count)
             self._receive = self._body.receive
         # RFC 9112, section 3.2: exactly one, which HTTP/1.0 may leave out.
-        is_left_out = not hosts and self.scope["http_version"] == "1.0"
-        return is_left_out or (len(hosts) == 1 and HOST.fullmatch(hosts[0]) is not None)
+        hosts = hosts or [b""] * (self.scope["http_version"] == "1.0")
+        return len(hosts) == 1 and HOST.fullmatch(hosts[0]) is not None
 
     async def _call(self) -> None:
         app = self.middleware.app
