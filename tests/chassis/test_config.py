@@ -308,8 +308,9 @@ def test_the_usual_words_for_booleans_are_accepted(words: str, meaning: bool) ->
         (
             host,
             {
-                name: name
-                for name in ["localhost", "0.0.0.0", "::", "fe80::1%eth0", "münchen.example", "a_b-1."]
+                **{name: name for name in ["0.0.0.0", "::", "fe80::1%Eth0", "münchen.example", "a_b-1."]},
+                # As a browser sends it.
+                "LocalHost": "localhost",
             },
         ),
         (networks, {"": "", "10.0.0.0/8, ::1": "10.0.0.0/8,::1", "10.1.2.3": "10.1.2.3"}),

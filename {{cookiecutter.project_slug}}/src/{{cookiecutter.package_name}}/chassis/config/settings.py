@@ -72,7 +72,7 @@ def host(value: str) -> str:
             raise ValueError
     except ValueError:
         raise ValueError("use the name or the address of a host alone: localhost, 0.0.0.0 or ::1") from None
-    return value.lower()
+    return value if ":" in value else value.lower()
 
 
 def networks(value: str) -> str:
