@@ -170,7 +170,7 @@ PRIVATE: Mapping[str, tuple[str, str]] = {
     "_uv_image": (IMAGE, "is no image; use one such as registry.example/uv:0.13"),
     "_ca_bundle": (r"[\w./+-]*", "is no plain path; use one such as /etc/ssl/certs/acme.pem"),
     "_runner": (
-        r"\w[\w.-]*|\[ *[\w.-]+( *, *[\w.-]+)* *\]|\$\{\{ [\w.]+ \}\}",
+        r"[A-Za-z][\w.-]*|\[ *[\w.-]+( *, *[\w.-]+)* *\]|\$\{\{ [\w.]+ \}\}",
         "is no runner; use a label, or several such as [self-hosted, linux]",
     ),
     "_reviewers": (

@@ -114,9 +114,8 @@ class Service:
         """Make a commit of all files below *root*, which no branch has, and return its name."""
         extra = {"environment": {"GIT_INDEX_FILE": f"{root}.index", **NOBODY}}
         repository = self.git("rev-parse", "--absolute-git-dir")
-        self.git(
-            "--git-dir", repository, "--work-tree", root, "add", "--all", "--force", ".", cwd=root, **extra
-        )
+        there = ("--git-dir", repository, "--work-tree", root, "-c", "core.sparseCheckout=false")
+        self.git(*there, "add", "--all", "--force", ".", cwd=root, **extra)
         tree = self.git("write-tree", **extra)
         parents = (word for name in parent for word in ("-p", name))
         return self.git("commit-tree", tree, *parents, "-m", "Render", **extra)
@@ -296,9 +295,10 @@ def update(service: Service, template: Template, answers: Mapping[str, str], wor
     link = (
         service.link | {name: link[name] for name in ("commit", "context")} | {"checkout": template.checkout}
     )
-    # What the team owns or has deleted is no part of the difference.
-    paths = [path.relative_to(old) for path in old.rglob("*")]
-    dropped = [str(path) for path in paths if not os.path.lexists(service.folder / path)]
+    # What the team owns or has deleted is no part of the difference; what a sparse checkout leaves out is.
+    tracked = [PurePath(name) for name in git.names("ls-files")]
+    kept = {each for name in tracked for each in (name, *name.parents)}
+    dropped = [str(path) for each in old.rglob("*") if (path := each.relative_to(old)) not in kept]
     for render in (old, new):
         remove([".cruft.json", *own, *dropped], render)
     if found := {*in_the_way(service, files_of(old, old), files_of(new, new))}:

@@ -441,6 +441,26 @@ def test_a_file_of_the_template_may_become_a_folder_and_a_folder_a_file(
     assert (newborn / ".envrc/README.md").read_text() == (newborn / ".github/tools").read_text()
 
 
+def in_folders(folder: Path) -> None:
+    a_line_more(folder)
+    replace(folder / PROJECT / ".github/workflows/ci.yml", "timeout-minutes: 10", "timeout-minutes: 11")
+    (folder / PROJECT / "deploy/later.yaml").touch()
+
+
+def test_what_a_sparse_checkout_leaves_out_is_updated_too(
+    small: Path, newborn: Path, path: str, tmp_path: Path
+) -> None:
+    relink(newborn, template=str(next_release(small, tmp_path / "later", in_folders)))
+    git(newborn, "sparse-checkout", "set", "src", "tests")
+    done = update(newborn, "--no-suite", PATH=path)
+    assert done.returncode == 0, done.stdout
+    assert git(newborn, "diff", "--name-only", "--cached").splitlines() == [
+        ".github/workflows/ci.yml",
+        "Dockerfile",
+        "deploy/later.yaml",
+    ]
+
+
 def new_files(folder: Path) -> None:
     (folder / PROJECT / "docs").mkdir()
     for name in ("docs/on-call.md", "notes.log"):

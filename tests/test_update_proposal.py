@@ -107,7 +107,10 @@ def test_one_pull_request_is_opened_and_renewed(fleet: Fleet) -> None:
 
 
 def test_hooks_of_the_clone_a_long_changelog_and_a_fork_are_in_nobodys_way(fleet: Fleet) -> None:
-    """CI of the pull request judges the update, and a fork may have a branch of the same name."""
+    """CI of the pull request judges the update, and a fork may have a branch of the same name.
+
+    What the suite leaves behind is no part of it.
+    """
     clone = fleet.clone()
     hooks = fleet.folder / "hooks"
     hooks.mkdir()
@@ -118,9 +121,12 @@ def test_hooks_of_the_clone_a_long_changelog_and_a_fork_are_in_nobodys_way(fleet
     with (fleet.template / "CHANGELOG.md").open("a", encoding="utf-8") as changelog:
         changelog.write("- One more line of what came later.\n" * 4000)
     release(fleet.template, "v1.2.0", "- Much.")
-    done = update(clone, "--propose", "--no-suite", PATH=fleet.path, OPEN="17", FORKED="true")
+    left = {"MEANWHILE": "touch left-by-a-test uv.lock"}
+    done = update(clone, "--propose", "--no-suite", PATH=fleet.path, OPEN="17", FORKED="true", **left)
     assert done.returncode == 0, done.stdout[-2000:]
     assert [call.split(" --title")[0] for call in fleet.calls] == [f"pr create --head {BRANCH}"]
+    changed = git(clone, "diff", "--name-only", f"main...origin/{BRANCH}").splitlines()
+    assert changed == [".cruft.json", "Dockerfile", "uv.lock"]
     assert "(The rest is in CHANGELOG.md of the template.)" in fleet.said
     assert 50_000 < len(fleet.said) < 65_536
 

@@ -90,7 +90,7 @@ class Git:
 
     def names(self, *arguments: str) -> list[str]:
         """Return the entries that a command lists with -z."""
-        return [*filter(None, self.read(*arguments, "-z").split("\0"))]
+        return [*filter(None, self.read(arguments[0], "-z", *arguments[1:]).split("\0"))]
 
     def complaint(self, *arguments: str | Path) -> str:
         """Return what a command says when it fails, and nothing when it ends well."""

@@ -6,6 +6,8 @@ import re
 from updates.commands import Git, StoppedError, run
 
 BRANCH = "template-update"
+# What an update writes and git has not merged. What else is new now was left by the suite.
+MADE = (".cruft.json", ".env.example", "uv.lock")
 # GitHub takes 65,536 characters for the text of a pull request; the rest is in the template's changelog.
 MOST_CHARACTERS = 60_000
 
@@ -61,7 +63,7 @@ class Proposal:
         branch = git("branch", "--show-current")
         git("switch", "--quiet", "--detach")
         try:
-            git("add", "--all", ".")
+            git("add", "--", *git.names("ls-files", "--modified", "--others", "--exclude-standard", *MADE))
             git("commit", "--quiet", "--message", title)
             is_new = not self._there or self._change(self._there) != self._change("HEAD")
             if is_new:
