@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -134,6 +135,27 @@ def test_make_dev_hands_over_settings_and_secrets_and_restarts_on_save(
         dev.interrupt()
     finally:
         dev.end()
+
+
+# uv warns of the first, and would leave out both.
+@pytest.mark.parametrize(
+    "line", ["APP_LOG_LEVELS=a b", 'export APP_X="a$b"', "\ufeffAPP_X=1", "what is this"]
+)
+def test_make_dev_names_the_setting_from_which_on_env_is_not_read(
+    rendered: Project, uv: Path, tmp_path: Path, line: str
+) -> None:
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(rendered.path / name, tmp_path)
+    (tmp_path / ".env").write_text(
+        f"# as=it is\nAPP_GREETING_EVENING='17' # o'clock\n{line}\nAPP_HTTP_PORT=1\n"
+    )
+    environment = clean_environment(PATH=f"{uv.parent}{os.pathsep}{os.environ['PATH']}", UV_NO_SYNC="1")
+    done = subprocess.run(
+        ("make", "dev"), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    first = re.sub(r".*(APP_\w+).*|.*", r"\1", line) or "APP_HTTP_PORT"
+    assert f".env: {first} is not read. Here or above, put a value with spaces or signs" in done.stderr
 
 
 def test_make_dev_brings_a_database_with_rows_which_stay(
