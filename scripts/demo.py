@@ -29,6 +29,8 @@ def stop(_signal: int, _frame: FrameType | None) -> None:
 
 def choose_port(variable: str, usual: int) -> int:
     if given := os.environ.get(variable):
+        if not given.isdecimal():
+            sys.exit(f"{variable}: {given!r} is no port; use a number")
         return int(given)
     for port in (usual, 0):
         with socket.socket() as probe:
@@ -115,7 +117,8 @@ def main() -> int:
         return 1
     # The hook that locks finds this uv too.
     os.environ["PATH"] = f"{Path(uv).parent}{os.pathsep}{os.environ['PATH']}"
-    os.environ.pop("VIRTUAL_ENV", None)
+    for name in ("VIRTUAL_ENV", "UV_PROJECT", "UV_WORKING_DIR", "UV_FROZEN", "UV_LOCKED"):
+        os.environ.pop(name, None)
     try:
         project = bake(Path(sys.argv[1]) if len(sys.argv) > 1 else TEMPLATE / "build" / "demo")
         print("Installing what the service needs ...", flush=True)

@@ -20,7 +20,8 @@ def test_the_demo_answers_on_both_ports_until_ctrl_c(tmp_path: Path) -> None:
     port, admin_port = map(str, free_ports(2))
     demo = subprocess.Popen(
         (sys.executable, "-u", ROOT / "scripts" / "demo.py", tmp_path / "demo"),
-        env=clean_environment(DEMO_PORT=port, DEMO_ADMIN_PORT=admin_port),
+        # uv is told of another project, which is not meant.
+        env=clean_environment(DEMO_PORT=port, DEMO_ADMIN_PORT=admin_port, UV_PROJECT="/", UV_FROZEN="1"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -149,13 +149,17 @@ def test_make_dev_names_the_setting_from_which_on_env_is_not_read(
     (tmp_path / ".env").write_text(
         f"# as=it is\nAPP_GREETING_EVENING='17' # o'clock\n{line}\nAPP_HTTP_PORT=1\n"
     )
-    environment = clean_environment(PATH=f"{uv.parent}{os.pathsep}{os.environ['PATH']}", UV_NO_SYNC="1")
+    path = f"{uv.parent}{os.pathsep}{os.environ['PATH']}"
+    # Another project's, which is not meant.
+    elsewhere = dict.fromkeys(("VIRTUAL_ENV", "UV_PROJECT", "UV_WORKING_DIR"), "/nowhere")
+    environment = clean_environment(PATH=path, UV_NO_SYNC="1", **elsewhere)
     done = subprocess.run(
         ("make", "dev"), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 2
     first = re.sub(r".*(APP_\w+).*|.*", r"\1", line) or "APP_HTTP_PORT"
     assert f".env: {first} is not read. Here or above, put a value with spaces or signs" in done.stderr
+    assert "VIRTUAL_ENV" not in done.stderr
 
 
 def test_make_dev_brings_a_database_with_rows_which_stay(

@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import fleet as program
 import pytest
 from kit.project import ROOT, git
 from kit.service import clean_environment
 from kit.updates import RELEASES, render, replace, template_with_releases
+from updates.commands import StoppedError
 
 pytestmark = pytest.mark.slow
 
@@ -138,6 +140,12 @@ def test_a_service_that_can_not_be_read_is_named_with_what_to_do(
     assert problems["service-3"] == ""
     assert "3 could not be read" in fleet(template, empty, other, odd, services[3]).stdout
     assert "name some repositories" in fleet(template).stderr
+
+
+def test_a_server_that_never_answers_holds_up_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(program, "LIMIT_SECONDS", 0.1)
+    with pytest.raises(StoppedError, match="no answer in"):
+        program.ask("sleep", "60", cwd=tmp_path)
 
 
 def test_an_organisation_is_asked_by_gh(template: Path, services: list[Path], tmp_path: Path) -> None:

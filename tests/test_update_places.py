@@ -350,7 +350,11 @@ def test_answers_that_cannot_be_taken_are_explained(
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        (".cruft.json", "{", "There is no .cruft.json here that says where the template is: uvx cruft link"),
+        (
+            ".cruft.json",
+            "{",
+            "where the template is, or it can't be read (see above): uvx cruft link",
+        ),
         (".cruft.json", '{"template": 1}', "There is no .cruft.json here that says where the template is"),
         (".cruft.json", '{"template": "TEMPLATE"}', ".cruft.json can't be used (KeyError: 'commit')"),
         ("pyproject.toml", "[tool.cruft\n", "pyproject.toml can't be read: "),
