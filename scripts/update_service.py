@@ -281,7 +281,9 @@ def update(service: Service, template: Template, answers: Mapping[str, str], wor
         StoppedError: A part of the update could not be merged.
     """
     git, own = service.git, service.skipped()
-    if not (service.folder / "src" / service.package).is_dir():
+    tracked = {PurePath(name) for name in git.names("ls-files")}
+    folders = {folder for name in tracked for folder in name.parents}
+    if PurePath("src", service.package) not in folders:
         raise StoppedError(
             f"There is no src/{service.package}, which .cruft.json names. If the package has another name"
             " now, write that into .cruft.json (package_name), and commit it. Nothing was changed."
@@ -296,9 +298,8 @@ def update(service: Service, template: Template, answers: Mapping[str, str], wor
         service.link | {name: link[name] for name in ("commit", "context")} | {"checkout": template.checkout}
     )
     # What the team owns or has deleted is no part of the difference; what a sparse checkout leaves out is.
-    tracked = [PurePath(name) for name in git.names("ls-files")]
-    kept = {each for name in tracked for each in (name, *name.parents)}
-    dropped = [str(path) for each in old.rglob("*") if (path := each.relative_to(old)) not in kept]
+    every = {path.relative_to(old) for path in old.rglob("*")}
+    dropped = [str(path) for path in every - tracked - folders]
     for render in (old, new):
         remove([".cruft.json", *own, *dropped], render)
     if found := {*in_the_way(service, files_of(old, old), files_of(new, new))}:

@@ -371,6 +371,7 @@ def test_files_that_cannot_be_read_are_explained(
 ) -> None:
     if (service / name).is_dir():
         (service / name).rename(service / "src/books")
+        (service / name).symlink_to("books")
     else:
         (service / name).write_text(text.replace("TEMPLATE", str(later)), encoding="utf-8")
     commit(service, "Break it")
