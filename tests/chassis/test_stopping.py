@@ -5,13 +5,14 @@ from __future__ import annotations
 import signal
 import socket
 import struct
+import sys
 import time
 
 import pytest
 from kit.service import Asking, rest
 
 from .incidents import ALLOWED_S, cut_off, ended, events, in_flight, launch, stopped
-from .start import Start
+from .start import ENVIRONMENT, Start
 
 
 @pytest.mark.parametrize("path", ["/endless", "/nap?s=60", "/block?s=60"])
@@ -63,6 +64,26 @@ def test_an_exception_before_the_start_up_ends_it_in_time_whatever_goes_on(start
     said = {"": "stopped", "hang": "closing timed out", "deaf": "stop timed out"}[kind]
     assert said in events(process)
     assert process.lines("stopped") or kind == "deaf"
+
+
+BROKEN = """
+import os, sys
+import attrs
+from apps import probe
+from my_service.chassis import run
+
+def trace(*_):
+    raise RuntimeError("no spans today")
+
+sys.exit(run(attrs.evolve(probe.service(), tracing=trace), [], os.environ))
+"""
+
+
+def test_an_error_of_the_first_steps_is_no_exit_that_somebody_asked_for(start: Start) -> None:
+    process = start.run([sys.executable, "-c", BROKEN], ENVIRONMENT)
+    assert ended(process, 20) == 1
+    assert events(process) == ["uncaught exception"]
+    assert "no spans today" in process.line("uncaught exception")["exception"]
 
 
 @pytest.mark.parametrize(
