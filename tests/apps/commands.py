@@ -22,6 +22,8 @@ log = get_logger("commands")
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--since", type=int, default=0, help="where to begin")
+    # The chassis has names of its own for what it parses.
+    parser.add_argument("--command", default="serve", help="what another program is to do")
 
 
 async def reindex(arguments: Namespace, config: probe.Config, services: svcs.Container) -> int:

@@ -19,7 +19,7 @@ def run(service: Service, arguments: Sequence[str], env: Mapping[str, str]) -> i
     name = service.name
     parser = argparse.ArgumentParser(prog=name, description=f"Run {name}, or look at how it is configured.")
     parser.add_argument("--version", action="version", version=importlib.metadata.version(name))
-    commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
+    commands = parser.add_subparsers(dest="chassis_command", title="commands", metavar="COMMAND")
     commands.add_parser("serve", help="answer requests until a signal asks to stop (the default)")
     if service.workers:
         worker = commands.add_parser("worker", help="run a worker, without requests, until a signal asks to stop")
@@ -35,13 +35,13 @@ def run(service: Service, arguments: Sequence[str], env: Mapping[str, str]) -> i
         # argparse takes a % for one of its own.
         command.add_arguments(commands.add_parser(own, help=command.help.replace("%", "%%"), description=command.help))
     chosen = parser.parse_args(arguments)
-    if chosen.command == "check":
+    if chosen.chassis_command == "check":
         return check(service, env)
-    if chosen.command == "config":
+    if chosen.chassis_command == "config":
         return show(service, env, chosen.format, chosen.current, chosen.output, chosen.force)
-    if chosen.command in service.commands:
-        return run_command(service, chosen.command, chosen, env)
-    return serve(service, env, chosen.name if chosen.command == "worker" else "")
+    if chosen.chassis_command in service.commands:
+        return run_command(service, chosen.chassis_command, chosen, env)
+    return serve(service, env, chosen.name if chosen.chassis_command == "worker" else "")
 
 
 def check(service: Service, env: Mapping[str, str]) -> int:
