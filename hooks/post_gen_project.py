@@ -130,7 +130,10 @@ def to_be_kept(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme == "file":
         return unquote(parts.path)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if parts.scheme in HTTP else url
+    if parts.scheme in HTTP:
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    # The user of an ssh address is a part of it.
+    return url.replace(f":{parts.password}@", "@", 1)
 
 
 def link_command(answers: Mapping[str, str]) -> str:

@@ -138,6 +138,11 @@ def test_a_folder_is_linked_by_its_whole_path_and_said_to_be_one(
             "https://git.example/deployable-service",
         ),
         (
+            "ssh://git:hunter2@git.example/deployable-service",
+            "ssh://git:hunter2@git.example/deployable-service",
+            "ssh://git@git.example/deployable-service",
+        ),
+        (
             "git@git.example:org/deployable-service.git",
             "git@git.example:org/deployable-service.git",
             "git@git.example:org/deployable-service.git",
