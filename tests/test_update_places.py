@@ -148,7 +148,8 @@ def test_a_repository_or_project_that_the_environment_names_is_left_alone(
 
 def test_a_service_of_another_user_that_git_was_told_to_trust(service: Path, path: str) -> None:
     if os.geteuid() != 0:
-        missing("only root can give files to another user")
+        # No tool is missing: most people are not root.
+        pytest.skip("only root can give files to another user")
     for each in (service, *service.rglob("*")):
         os.chown(each, 12345, 12345, follow_symlinks=False)
     trust = {"GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": str(service)}
