@@ -83,7 +83,7 @@ class Secrets:
             try:
                 values[name] = read_file(path)
             except FileNotFoundError:
-                if name not in self._optional:
+                if name not in self._optional or path.is_symlink():
                     problems[name] = f"the file {path} does not exist; put the secret there"
             except OSError as error:
                 problems[name] = f"the file {path} can't be read: {error.strerror}"
