@@ -51,7 +51,7 @@ WORK = {
     "chassis/cli.py": [
         r" +if service\.workers:\n.*\n.*\n",
         r" +for own, command in .*\n.*\n.*\n",
-        r" +if chosen\.command in service\.commands:\n.*\n",
+        r" +if chosen\.chassis_command in service\.commands:\n.*\n",
     ],
     "chassis/__init__.py": [r"from \.workers .*\n"],
     "chassis/lifecycle.py": [r" +# Which worker .*\n +self\.stuck.*\n"],

@@ -198,6 +198,13 @@ def test_a_secret_says_whether_it_is_set_and_whether_a_refused_one_is_another_by
     assert key.reveal() == "new"
 
 
+def test_a_link_that_leads_nowhere_is_a_problem_of_an_optional_secret_too(tmp_path: Path) -> None:
+    store = Secrets(tmp_path, required=[], optional=["key", "other"])
+    assert store.read() == ({}, {})
+    (tmp_path / "key").symlink_to(tmp_path / "gone")
+    assert store.read() == ({}, {"key": f"the file {tmp_path / 'key'} does not exist; put the secret there"})
+
+
 def test_the_largest_file_that_is_a_secret_has_a_size(tmp_path: Path) -> None:
     (tmp_path / "key").write_bytes(b"x" * MAX_FILE_BYTES)
     assert len(read_file(tmp_path / "key")) == MAX_FILE_BYTES == 1024 * 1024
