@@ -318,5 +318,5 @@ def ended_its_job(log: str) -> None:
     lines = [json.loads(line) for line in log.splitlines()]
     jobs = {event: [line["job"] for line in lines if line["event"] == event] for event in ("begun", "done")}
     assert jobs["begun"] == jobs["done"] != []
-    assert [line["event"] for line in lines if line["logger"] == "lifecycle"] == ["draining"]
+    assert [line["event"] for line in lines if line["logger"] == "lifecycle"] == ["ready", "draining"]
     assert (lines[-1]["event"], lines[-1]["status"]) == ("stopped", 0)

@@ -116,8 +116,8 @@ def _write(level: str, logger: str, message: object, args: Any, fields: EventDic
     try:
         event = str(message) % args if args else str(message)
         fields = _add_exception(None, "", fields)
-        if "exception" in fields:
-            fields["exception"] = _URL.sub(r"://\1", fields["exception"])
+        if isinstance(trace := fields.get("exception"), str):
+            fields["exception"] = _URL.sub(r"://\1", trace)
     except Exception as error:
         event, fields = f"{plain(message)} {shown(args)}", {**fields, "format_error": shown(error)}
     first = {"timestamp": timestamp(time.time()), "level": level, "logger": logger, "event": event}
