@@ -96,6 +96,7 @@ def register(registry: svcs.Registry, config: Config) -> None:
         log.info("misbehaving", kind="block")
         time.sleep(LONG)
     if config.incident.register == "raise":
+        # Python waits for such a thread at its end; the exit of a start that failed must not.
         threading.Thread(target=time.sleep, args=(LONG,)).start()
         raise ZeroDivisionError
     if config.incident.register == "observe":
