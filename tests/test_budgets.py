@@ -19,8 +19,8 @@ from kit.project import COMBINATIONS, FRAMEWORKS, ROOT, TARGETS, Project, Render
 MOST_FILES = 79
 MOST_LINES = 6145
 MOST_LINES_OF_CHASSIS = 4168
-# What would go from a default service if workers and commands went, by the patterns below. The aim: 150.
-MOST_LINES_OF_WORK = 162
+# What would go from a default service if workers and commands went, by the patterns below.
+MOST_LINES_OF_WORK = 150
 # What the answer systemd adds to the chassis.
 MOST_LINES_FOR_SYSTEMD = 60
 MOST_LINES_OF_ITS_TESTS = 450
@@ -33,11 +33,9 @@ MOST_OVERRIDES = 4
 WORK = {
     "chassis/workers.py": [r"(?s)\A.*\Z"],
     "chassis/run.py": [
-        r"import signal\n",
         r"from argparse .*\n",
         r"(?s)def run_command\(.*?\n\n\n",
-        r"(?s) +if worker:\n.*? else:\n",
-        r" +for name, kind in .*\n.*\n.* kind\(.*\n",
+        r"(?s) +names = \[worker\].*? else:\n",
     ],
     "chassis/service.py": [
         r"from argparse .*\n",
@@ -49,14 +47,14 @@ WORK = {
         r" +commands: Mapping.*\n",
     ],
     "chassis/cli.py": [
-        r" +if service\.workers:\n.*\n.*\n",
-        r" +for own, command in .*\n.*\n.*\n",
+        r" +if service\.workers:\n.*\n",
+        r" +for own, command in .*\n.*\n",
         r" +if chosen\.chassis_command in service\.commands:\n.*\n",
     ],
     "chassis/__init__.py": [r"from \.workers .*\n"],
-    "chassis/lifecycle.py": [r" +# Which worker .*\n +self\.stuck.*\n"],
+    "chassis/lifecycle.py": [r" +self\.stuck.*\n"],
     "chassis/admin/endpoints.py": [r" +stuck = .*\n"],
-    "__main__.py": [r" +# What services\.py .*\n +commands=.*\n +workers=.*\n"],
+    "__main__.py": [r" +commands=.*\n +workers=.*\n"],
 }
 
 # What Python documents as a hook is there to be set.

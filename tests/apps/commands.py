@@ -50,6 +50,12 @@ async def leave(arguments: Namespace, config: probe.Config, services: svcs.Conta
     sys.exit(5)
 
 
+async def leave_early(arguments: Namespace, config: probe.Config, services: svcs.Container) -> None:
+    """Let a callback find that there is nothing to do."""
+    asyncio.get_running_loop().call_soon(sys.exit, 0)
+    await asyncio.sleep(600)
+
+
 async def linger(arguments: Namespace, config: probe.Config, services: svcs.Container) -> None:
     """Work until it is cancelled, and clean up for as long as it is told."""
     lifecycle = await services.aget(Lifecycle)
@@ -85,6 +91,7 @@ def service() -> Service:
         "fail": Command(fail, "fail"),
         "abandon": Command(abandon, "wait for what is cancelled"),
         "leave": Command(leave, "leave by sys.exit"),
+        "leave-early": Command(leave_early, "leave by sys.exit in a callback"),
         "linger": Command(linger, "work for long", add_arguments),
         "give-up": Command(give_up, "return when it is cancelled"),
         "rotate": Command(rotate, "wait for another password"),

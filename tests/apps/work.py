@@ -27,7 +27,7 @@ class Jobs(Worker):
 
     async def run(self) -> None:
         number = 0
-        while not self.stopping:
+        while not self.lifecycle.draining.is_set():
             number += 1
             with self.item():
                 get_logger("jobs").info("begun", job=number)

@@ -23,7 +23,7 @@ class Eater(Worker):
     folder = Path(os.environ["WORK"])
 
     async def run(self) -> None:
-        while not self.stopping:
+        while not self.lifecycle.draining.is_set():
             if not (names := sorted(path.name for path in self.folder.iterdir())):
                 await self.rest(0.02)
             for name in names[:1]:
@@ -64,7 +64,7 @@ class Ticker(Worker):
     beside_requests = True
 
     async def run(self) -> None:
-        while not self.stopping:
+        while not self.lifecycle.draining.is_set():
             with self.item():
                 await self.rest(0.2)
 
@@ -81,12 +81,16 @@ class Snack(Worker):
 def service() -> Service:
     workers: dict[str, type[Worker]] = {"eater": Eater, "guest": Guest, "snack": Snack, "ticker": Ticker}
     non_critical = [Guest] if "FORGIVING" in os.environ else []
-    return Service(
-        "my-service", Settings, register, lambda *_: Starlette(), non_critical, workers=workers, notify=NOTIFY
-    )
+    return Service("my-service", Settings, register, create_app, non_critical, workers=workers, notify=NOTIFY)
 
 
 def register(registry: svcs.Registry, config: Settings) -> None: ...
+
+
+def create_app(config: Settings, registry: svcs.Registry) -> Starlette:
+    if "BROKEN" in os.environ:
+        raise RuntimeError("no such template")
+    return Starlette()
 
 
 if __name__ == "__main__":

@@ -71,15 +71,21 @@ def test_it_may_leave_with_a_status_of_its_own(start: Start) -> None:
     assert ended(process)["status"] == 5
 
 
+def test_a_callback_of_it_may_end_it_as_done(start: Start) -> None:
+    process = start("leave-early", app="commands")
+    assert process.wait() == 0
+    assert ended(process)["status"] == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_cancels_it_and_it_may_clean_up(start: Start, number: signal.Signals) -> None:
     process = start("linger", "--since", "1", app="commands")
     assert process.line("working")["state"] == "starting"
     process.signal(number)
     # Though a thread of it has not ended.
-    assert process.wait() == 143
+    assert process.wait() == 128 + number
     assert process.line("cleaned up")
-    assert ended(process)["status"] == 143
+    assert ended(process)["status"] == 128 + number
 
 
 def test_one_that_returns_though_a_signal_cancels_it_is_not_taken_for_done(start: Start) -> None:

@@ -196,6 +196,13 @@ def test_one_that_has_ended_beside_the_requests_is_not_stuck(beside: Service) ->
     assert beside.status("/-/ready") == 200
 
 
+def test_a_start_that_fails_blames_no_worker(start: Start, table: Path) -> None:
+    process = start(app="working", WORK=str(table), BROKEN="1")
+    assert process.wait() == 1
+    assert "no such template" in process.line("service failed")["exception"]
+    assert not process.lines("worker cut off")
+
+
 def test_one_that_is_unknown_is_refused_with_those_there_are(start: Start, table: Path) -> None:
     process = start("worker", "nobody", app="working", WORK=str(table))
     assert process.wait() == 2

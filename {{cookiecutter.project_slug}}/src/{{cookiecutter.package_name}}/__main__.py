@@ -36,8 +36,7 @@ def main() -> None:
         services.register_services,
         create_app,
         services.NON_CRITICAL,
-        # What services.py need not have.
-        commands=getattr(services, "COMMANDS", {}),
+        commands=getattr(services, "COMMANDS", {}),  # What services.py need not have.
         workers=getattr(services, "WORKERS", {}),
 {%- if cookiecutter.tracing == "opentelemetry" %}
         tracing=start_tracing,

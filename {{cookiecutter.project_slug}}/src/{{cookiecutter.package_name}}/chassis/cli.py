@@ -22,8 +22,7 @@ def run(service: Service, arguments: Sequence[str], env: Mapping[str, str]) -> i
     commands = parser.add_subparsers(dest="chassis_command", title="commands", metavar="COMMAND")
     commands.add_parser("serve", help="answer requests until a signal asks to stop (the default)")
     if service.workers:
-        worker = commands.add_parser("worker", help="run a worker, without requests, until a signal asks to stop")
-        worker.add_argument("name", choices=service.workers, metavar="NAME", help=", ".join(service.workers))
+        commands.add_parser("worker", help="run a worker, without requests").add_argument("name", choices=service.workers)
     commands.add_parser("check", help="check configuration and secrets, and print every problem")
     config = commands.add_parser("config", help="show every setting")
     config.add_argument("--format", choices=FORMATS, default="text", metavar="FORMAT", help=", ".join(FORMATS))
@@ -31,8 +30,7 @@ def run(service: Service, arguments: Sequence[str], env: Mapping[str, str]) -> i
     config.add_argument("--output", type=Path, metavar="DIR", help="write files there, instead of one to stdout")
     config.add_argument("--force", action="store_true", help="replace files that exist")
     commands.add_parser("healthcheck", help="ask a running instance whether it is ready")
-    for own, command in service.commands.items():
-        # argparse takes a % for one of its own.
+    for own, command in service.commands.items():  # argparse takes a % for one of its own.
         command.add_arguments(commands.add_parser(own, help=command.help.replace("%", "%%"), description=command.help))
     chosen = parser.parse_args(arguments)
     if chosen.chassis_command == "check":

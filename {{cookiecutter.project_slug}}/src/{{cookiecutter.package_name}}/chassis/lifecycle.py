@@ -59,11 +59,10 @@ class Lifecycle:
         self.status = 0
         # How many requests are in flight, for the last line of a stop that takes too long.
         self.requests: Callable[[], int] = int
-        # Which worker makes no progress, if one does not.
-        self.stuck: Callable[[], str | None] = lambda: None
+        self.stuck: Callable[[], str | None] = lambda: None  # Where the worker waits that makes no progress, if so.
         self._observers: list[Callable[[State], object]] = []
         self._main: asyncio.Task[None] | None = None
-        self._signalled = False
+        self.signal_status = 0  # What a shell reports for a program that a signal has ended, once one asks to stop.
         self._deadline = math.inf
         # Not an Event: a signal handler may interrupt a put() and put as well.
         self._stopping: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -148,9 +147,9 @@ class Lifecycle:
 
     def handle_exit(self, number: int, _frame: FrameType | None) -> None:
         """Begin to drain; the second signal ends the process at once. This runs as a signal handler."""
-        if self._signalled:
+        if self.signal_status:
             exit_now(128 + number)
-        self._signalled = True
+        self.signal_status = 128 + number
         name, at_once = signal.Signals(number).name, number == signal.SIGINT
         # The deadline holds even if the event loop is stuck and never runs the call.
         self.set_deadline(at_once)

@@ -7,7 +7,6 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import signal
 import socket
 from argparse import Namespace
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
@@ -63,8 +62,7 @@ def run_command(service: Service, name: str, arguments: Namespace, env: Mapping[
         async with _services(loaded, lifecycle, "command failed") as registry, svcs.Container(registry) as services:
             service.register(registry, loaded.config)
             lifecycle.exit_with(await service.commands[name].run(arguments, loaded.config, services) or 0)
-        if lifecycle.draining.is_set():
-            lifecycle.exit_with(128 + signal.SIGTERM)  # What a shell reports for a program that this signal ended.
+        lifecycle.exit_with(lifecycle.signal_status)
 
     log.info("command started", name=name, version=importlib.metadata.version(service.name))
     return _run_to_end(lifecycle, main(), "command ended", name=name)
@@ -175,10 +173,11 @@ async def _serve(
     async with _services(loaded, lifecycle, "service failed") as registry:
         service.register(registry, config)
         health.registry = registry
+        names = [worker] if worker else [name for name, kind in service.workers.items() if kind.beside_requests]
+        workers = [service.workers[name](name, config, registry, lifecycle) for name in names]
         if worker:
-            alone = service.workers[worker](worker, config, registry, lifecycle)
-            lifecycle.stuck = alone.stuck
-            alone.task.add_done_callback(lambda _: lifecycle.stop("the worker has ended"))
+            lifecycle.stuck = workers[0].stuck
+            workers[0].task.add_done_callback(lambda _: lifecycle.stop("the worker has ended"))
             lifecycle.advance(State.READY)
             await lifecycle.draining.wait()
         else:
@@ -187,9 +186,6 @@ async def _serve(
             _warn_of_websockets(app)
             own = (lifecycle, health, metrics, requests, config.http.max_body, service.limits, tracing)
             server = Server(Middleware(app, *own), config)
-            for name, kind in service.workers.items():
-                if kind.beside_requests:
-                    kind(name, config, registry, lifecycle)  # The registry holds it, and closes it.
             await server.serve(http)
             lifecycle.stop("the server has ended", at_once=True)
     beating.cancel()

@@ -29,7 +29,7 @@ class Worker:
     stall_limit_s = 60.0  # After so long without progress, a process of its own is not alive any more.
 
     def __init__(self, name: str, config: Any, registry: svcs.Registry, lifecycle: Lifecycle) -> None:
-        self.name, self.config, self.registry, self._lifecycle = name, config, registry, lifecycle
+        self.name, self.config, self.registry, self.lifecycle = name, config, registry, lifecycle
         self._failure: BaseException | None = None
         self.beat()
         AGES.labels(name).set_function(lambda: max(0.0, time.monotonic() - self._last))
@@ -39,13 +39,8 @@ class Worker:
         self.task = asyncio.create_task(self._supervise())
 
     async def run(self) -> None:
-        """Work until `stopping`; after an exception, it is called again."""
+        """Work until `lifecycle.draining` is set; finish the item at hand. After an exception, it is called again."""
         raise NotImplementedError
-
-    @property
-    def stopping(self) -> bool:
-        """Whether the drain has begun: finish the item at hand, and take no other."""
-        return self._lifecycle.draining.is_set()
 
     def beat(self) -> None:
         """Give a sign of progress, also while there is nothing to do."""
@@ -55,7 +50,7 @@ class Worker:
         """Wait for so long, but no longer than until the drain begins; nobody expects progress before."""
         self._last = time.monotonic() + seconds
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._lifecycle.draining.wait(), seconds)
+            await asyncio.wait_for(self.lifecycle.draining.wait(), seconds)
 
     @contextmanager
     def item(self) -> Iterator[None]:
@@ -81,16 +76,17 @@ class Worker:
 
     async def close(self) -> None:
         """Wait until it has ended in the drain; cut it off when the time for that is nearly over."""
-        await asyncio.wait({self.task}, timeout=self._lifecycle.time_left_s - 0.5 if self.stopping else 0)
-        if self.task.cancel():
+        is_told = self.lifecycle.draining.is_set()  # Not when the service has failed to start.
+        await asyncio.wait({self.task}, timeout=self.lifecycle.time_left_s - 0.5 if is_told else 0)
+        if self.task.cancel() and is_told:
             log.error("worker cut off", worker=self.name, hint="it did not end before the deadline")
-            self._lifecycle.exit_with(1)
+            self.lifecycle.exit_with(1)
 
     async def _supervise(self) -> None:
         """Run, again after each failure, until `run` returns (then it has no age any more) or the drain begins."""
         structlog.contextvars.bind_contextvars(worker=self.name)
         back_off = BACK_OFF_S
-        while not self.stopping:
+        while not self.lifecycle.draining.is_set():
             try:
                 await self.run()
                 return AGES.remove(self.name)
