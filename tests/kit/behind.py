@@ -116,7 +116,8 @@ def behind(balancer: Balancer, world: World, folder: Path, services: int = 1) ->
     """Run services on the first ports of the balancer's file, and the balancer; *folder* must exist."""
     ports = places()
     started = [
-        world.start(ports={"http": ports[slot], "admin": ports[f"1{slot}"]}) for slot in SLOTS[:services]
+        world.start(ports={"http": ports[slot], "admin": ports[f"1{slot}"]}, PATIENCE="30")
+        for slot in SLOTS[:services]
     ]
     try:
         for service in started:
