@@ -26,8 +26,8 @@ PROGRESS_SECONDS = 60
 INNER = re.compile(r"(?:\[gw\d+\] \[ *(?P<percent>\d+)%\] (?P<done>[A-Z]+) )?(?P<test>\S+\.py::.+)")
 # Of lines and branches of the chassis, in percent.
 COVERED = 100
-# In the service of one framework all of the chassis runs. Where lines are counted, it is the one whose routes and
-# errors take lines of their own; otherwise the one that starts in half of the time.
+# In the service of one framework all of the chassis runs. Where lines are counted, it is the one whose
+# routes and errors take lines of their own; otherwise the one that starts in half of the time.
 WHOLE = "fastapi" if MEASURED else "starlette"
 # What meets no framework runs in that one alone: the chassis is the same in all of them (test_bake). That
 # each keeps its requests during the drain, its own contract's tests say (test_generated).
