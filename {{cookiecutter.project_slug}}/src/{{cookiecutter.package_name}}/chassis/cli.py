@@ -22,7 +22,7 @@ def run(service: Service, arguments: Sequence[str], env: Mapping[str, str]) -> i
     commands = parser.add_subparsers(dest="chassis_command", title="commands", metavar="COMMAND")
     commands.add_parser("serve", help="answer requests until a signal asks to stop (the default)")
     if service.workers:
-        commands.add_parser("worker", help="run a worker, without requests").add_argument("name", choices=service.workers)
+        commands.add_parser("worker", help="run a worker alone").add_argument("name", choices=service.workers)
     commands.add_parser("check", help="check configuration and secrets, and print every problem")
     config = commands.add_parser("config", help="show every setting")
     config.add_argument("--format", choices=FORMATS, default="text", metavar="FORMAT", help=", ".join(FORMATS))
