@@ -176,9 +176,9 @@ def test_a_pool_that_is_used_up_is_said_and_measured(migrated: Start, postgres: 
 
 
 def test_a_request_waits_longer_for_a_lock_than_a_migration(migrated: Start, postgres: Postgres) -> None:
-    service = migrated(APP_DB_LOCK_TIMEOUT="0.1", APP_DB_STATEMENT_TIMEOUT="60").ready()
+    service = migrated(APP_DB_STATEMENT_TIMEOUT="60").ready()
     database = postgres.sql("select datname from pg_database where datname like 'd%' order by 1 desc")[0]
-    waiting = "from pg_stat_activity where wait_event_type = 'Lock' and now() - query_start > '1 s'"
+    waiting = "from pg_stat_activity where wait_event_type = 'Lock' and now() - query_start > '3 s'"
     with postgres.locked("guests", database, "exclusive"):
         request = Asking(service, "/greetings", method="POST", headers=JSON, body='{"name": "Ada"}')
         wait_for(

@@ -197,10 +197,11 @@ async def spin(request: Request) -> Response:
 async def hold(request: Request) -> Response:
     took, size = 0.0, 18
     while took < 1.3:
-        began = time.monotonic()
+        # In its own CPU: time in which a busy machine does not let the process run is no stall.
+        began = time.thread_time()
         # A match that goes back and forth in C, with the GIL held.
         re.match(r"(a+)+$", "a" * size + "b")
-        took, size = time.monotonic() - began, size + 1
+        took, size = time.thread_time() - began, size + 1
     return PlainTextResponse("let go")
 
 

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import svcs
 {%- if cookiecutter.database == "postgresql" %}
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.dialects.postgresql import insert
 {%- endif %}
 
@@ -47,21 +47,24 @@ class Clock:
 
 {% if cookiecutter.database == "postgresql" -%}
 class Guests:
-    """Who was greeted, and how often."""
+    """Who was greeted, and how often. The statements are built once, not for each request."""
+
+    _first = insert(Guest).values(name=bindparam("name"), visits=1)
+    _add = _first.on_conflict_do_update(index_elements=[Guest.name], set_={"visits": Guest.visits + 1})
+    _visits = select(Guest.visits).where(Guest.name == bindparam("name"))
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def add(self, name: str) -> None:
         """Count a visit of *name*; it is committed when this returns."""
-        first, again = insert(Guest).values(name=name, visits=1), {"visits": Guest.visits + 1}
         async with self._database.transaction() as session:
-            await session.execute(first.on_conflict_do_update(index_elements=[Guest.name], set_=again))
+            await session.execute(self._add, {"name": name})
 
     async def visits(self, name: str) -> int:
         """Return how often *name* was here."""
         async with self._database.transaction() as session:
-            return await session.scalar(select(Guest.visits).where(Guest.name == name)) or 0
+            return await session.scalar(self._visits, {"name": name}) or 0
 
 
 async def seed(_arguments: object, _config: Config, services: svcs.Container) -> None:
