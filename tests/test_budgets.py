@@ -17,8 +17,8 @@ from kit.project import COMBINATIONS, FRAMEWORKS, ROOT, TARGETS, Project, Render
 # What there is today; only a fault that is mended may raise it.
 # The aims: 80 files, 4,700 lines, 2,900 lines of chassis.
 MOST_FILES = 79
-MOST_LINES = 6145
-MOST_LINES_OF_CHASSIS = 4168
+MOST_LINES = 6136
+MOST_LINES_OF_CHASSIS = 4160
 # What would go from a default service if workers and commands went, by the patterns below.
 MOST_LINES_OF_WORK = 150
 # What the answer systemd adds to the chassis.

@@ -6,6 +6,7 @@ It uses the framework of the project whose interpreter runs it.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import importlib
 import importlib.util
 import json
@@ -195,6 +196,18 @@ async def spin(request: Request) -> Response:
 
 
 async def hold(request: Request) -> Response:
+    """Hold the GIL: in this thread, in another one, or asleep."""
+    how = request.query_params.get("how")
+    if how == "asleep":
+        ctypes.PyDLL(None).usleep(1_500_000)
+    elif how == "thread":
+        await asyncio.to_thread(backtrack)
+    else:
+        backtrack()
+    return PlainTextResponse("let go")
+
+
+def backtrack() -> None:
     took, size = 0.0, 18
     while took < 1.3:
         # In its own CPU: time in which a busy machine does not let the process run is no stall.
@@ -202,7 +215,6 @@ async def hold(request: Request) -> Response:
         # A match that goes back and forth in C, with the GIL held.
         re.match(r"(a+)+$", "a" * size + "b")
         took, size = time.thread_time() - began, size + 1
-    return PlainTextResponse("let go")
 
 
 async def length(request: Request) -> Response:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import faulthandler
+import signal
 import threading
 import time
 from collections import Counter, deque
@@ -22,8 +23,6 @@ STALL_S = 0.25
 PAUSE_S = 0.25
 PAUSE_CPU_S = 0.12
 PAUSE_CPU_SHARE = 0.02
-# How often faulthandler's timer is set anew: not with every look, since each time starts a thread.
-REARM_S = 1.0
 
 log = get_logger("stalls")
 
@@ -85,7 +84,7 @@ class Stall:
 class Watchdog:
     """Watches the event loop from a thread, remembers its last twenty stalls, and logs those beyond *stall_limit*.
 
-    While C code holds the GIL, this thread stands still too; then faulthandler, without the GIL, prints all stacks.
+    While C code holds the GIL, this thread stands still too; then faulthandler, without the GIL, prints the stacks.
     """
 
     def __init__(self, event_loop: EventLoop, stall_limit: float, running: Callable[[], dict[str, object] | None]):
@@ -107,15 +106,19 @@ class Watchdog:
             self.stalls.append(Stall(time.time() - lag, lag, ("not seen: C code held the GIL",)))
 
     def _watch(self) -> None:
-        armed = 0.0
+        # If this thread has not run, but the process has computed so long, one thread has the GIL and no other runs.
+        faulthandler.register(signal.SIGPROF, file=2)  # sys.stderr may be None, or no file.
+        # Otherwise the process may have been paused and goes on: to read the stack of a thread that runs may crash
+        # (CPython's issue 116008; so may dump_traceback_later). The event loop's thread prints its own.
+        faulthandler.register(signal.SIGALRM, file=2, all_threads=False)
         while not self._stopped.wait(BEAT_S):
-            if time.monotonic() - armed > REARM_S:
-                armed = time.monotonic()
-                faulthandler.dump_traceback_later(self._limit_s + 1, file=2)  # sys.stderr may be None, or no file.
+            signal.setitimer(signal.ITIMER_PROF, self._limit_s + 1)
+            signal.setitimer(signal.ITIMER_REAL, self._limit_s + 1)
             # Whatever goes wrong in one look, the next one must take place.
             with contextlib.suppress(Exception):
                 self._look()
-        faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _look(self) -> None:
         # Read the stack before the lag: if the lag then shows a stall, this is the code that caused it.

@@ -126,7 +126,7 @@ class Lifecycle:
         signal.signal(signal.SIGHUP, self._handle_hangup)
 
         def forget() -> None:
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM, signal.SIGPROF):
                 signal.signal(number, signal.SIG_DFL)
 
         os.register_at_fork(after_in_child=forget)
