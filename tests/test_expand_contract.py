@@ -30,10 +30,10 @@ FIRST = {
         ),
     },
     "services.py": {
-        "from sqlalchemy import select": "from sqlalchemy import func, select",
+        "from sqlalchemy import bindparam, select": "from sqlalchemy import bindparam, func, select",
         "visits=1)": "visits=1, last_seen=func.now())",
         "Guest.visits + 1}": 'Guest.visits + 1, "last_seen": func.now()}',
-        "Guest.name == name)": "Guest.name == name, Guest.last_seen <= func.now())",
+        'Guest.name == bindparam("name"))': 'Guest.name == bindparam("name"), Guest.last_seen <= func.now())',
     },
 }
 # What the second version has in the place of the first one's.
