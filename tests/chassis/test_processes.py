@@ -21,7 +21,9 @@ unmeasured = pytest.mark.skipif(
     "COVERAGE_PROCESS_CONFIG" in os.environ, reason="coverage delays the end of the process"
 )
 PROCESSES = [
-    pytest.param(f"/process?method={method}", marks=unmeasured) for method in ("fork", "spawn", "forkserver")
+    pytest.param(f"/{kind}?method={method}", marks=unmeasured)
+    for kind in ("process", "pool")
+    for method in ("fork", "spawn", "forkserver")
 ]
 
 
@@ -29,7 +31,6 @@ PROCESSES = [
     "path",
     [
         *("/thread_behind", "/task_behind", "/executor", "/thread", "/at_exit", "/task/deaf", "/task/hang"),
-        *("/pool?method=fork", "/pool?method=spawn", "/pool?method=forkserver"),
         *PROCESSES,
     ],
 )
