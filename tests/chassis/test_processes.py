@@ -212,6 +212,24 @@ def test_a_forked_child_holds_neither_ports_nor_clients(start: Start, path: str)
         os.kill(child, signal.SIGKILL)
 
 
+def test_a_forked_child_has_none_of_the_services_signal_handlers(start: Start) -> None:
+    process = launch(start).ready()
+    wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM, signal.SIGPROF)
+
+    def caught(pid: int) -> list[signal.Signals]:
+        status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        mask = int(status["SigCgt"], 16)
+        return [each for each in wanted if mask >> (each - 1) & 1]
+
+    wait_for(lambda: len(caught(process.pid)) == len(wanted), "the service's handlers")
+    child = int(process.ask("/fork").text)
+    try:
+        # It takes them off as the first thing that it does.
+        wait_for(lambda: not caught(child), "a child without handlers")
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
 def test_a_listener_that_a_child_could_hold_is_closed_by_the_drain(start: Start) -> None:
     process = launch(start, APP_DRAIN_TIMEOUT="20").ready()
     child = int(process.ask("/fork").text)

@@ -61,29 +61,31 @@ def test_what_holds_the_gil_is_noticed_and_dumped_when_it_lasts(start: Start, ho
 
 def test_what_sleeps_with_the_gil_is_dumped_though_it_looks_like_a_pause(start: Start) -> None:
     process = start(APP_HEALTH_STALL_LIMIT="0.1").ready()
-    # The timer is set with the first look.
-    time.sleep(0.5)
-    process.ask("/hold?how=asleep")
-    assert "in hold" in process.err.read_text()
+
+    def dumped() -> bool:
+        process.ask("/hold?how=asleep")
+        return "in hold" in process.err.read_text()
+
+    # More than once: the timers are set a moment after the service is ready.
+    wait_for(dumped)
 
 
 def test_after_a_pause_no_stack_is_read_of_a_thread_that_runs(start: Start) -> None:
     """Now and then that ends the process: issue 116008 of CPython."""
     process = start(APP_HEALTH_STALL_LIMIT="0.1").ready()
-    asking = [threading.Thread(target=process.ask, args=("/trouble/none",)) for _ in range(3)]
-    # The timer is set with the first look.
-    time.sleep(0.5)
-    process.signal(signal.SIGSTOP)
-    for client in asking:
-        client.start()
-    time.sleep(1.5)
-    process.signal(signal.SIGCONT)
-    for client in asking:
-        client.join()
+
+    def dumped() -> bool:
+        process.signal(signal.SIGSTOP)
+        # The pause itself, which has to be longer than the limit and one second.
+        time.sleep(1.5)
+        process.signal(signal.SIGCONT)
+        assert process.status("/trouble/none") == 200
+        return "most recent call first" in process.err.read_text()
+
+    # More than once: the timers are set a moment after the service is ready.
+    wait_for(dumped)
+    assert "hread 0x" not in process.err.read_text()
     assert process.stop() == 0
-    said = process.err.read_text()
-    assert "most recent call first" in said
-    assert "hread 0x" not in said, said
 
 
 @pytest.mark.parametrize(("seconds", "busy"), [(0.6, False), (4, False), (4, True)])
