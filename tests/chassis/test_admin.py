@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import re
+import resource
 import signal
 import socket
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from kit.service import Answer, Asking, Service, exchange, rest, wait_for
+from kit.service import ANSWER_SECONDS, Answer, Asking, Service, exchange, rest, wait_for
 from my_service.chassis.admin import server as admin_server
 from my_service.chassis.admin.endpoints import ENDPOINTS, GUARDED, Admin, reply
 from my_service.chassis.http.requests import RequestsInFlight
@@ -40,6 +41,19 @@ def admin(process: Service, path: str, method: str = "GET", body: Any = None, **
 
 def change(process: Service, body: str, **headers: str) -> Answer:
     return admin(process, "/-/log-level", "PUT", body, **{"Content-Type": "application/json", **headers})
+
+
+def test_a_client_waits_while_there_is_no_descriptor_left(own: Service) -> None:
+    usual = resource.prlimit(own.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(own.pid, resource.RLIMIT_NOFILE, (1, usual[1]))
+    with own.dial("admin") as client:
+        client.sendall(b"GET /-/version HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        client.settimeout(1)
+        with pytest.raises(TimeoutError):
+            client.recv(1)
+        resource.prlimit(own.pid, resource.RLIMIT_NOFILE, usual)
+        client.settimeout(ANSWER_SECONDS)
+        assert rest(client).startswith(b"HTTP/1.1 200 ")
 
 
 def test_version_and_config_say_what_runs(start: Start, secrets: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -263,6 +264,24 @@ def test_what_is_cut_off_leaves_no_children_behind(start: Start, path: str) -> N
     process = launch(start).ready()
     child = int(process.ask(path).text)
     assert stopped(process) == 1
+    wait_for(lambda: not is_alive(child), f"the end of the child {child}")
+
+
+LAST = """
+import multiprocessing, time
+from my_service.chassis.lifecycle import exit_now
+
+child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+child.start()
+print(child.pid, end="")
+exit_now(3)
+"""
+
+
+def test_the_last_step_ends_children_and_writes_what_was_printed(start: Start) -> None:
+    process = start.run([sys.executable, "-c", LAST], {})
+    assert process.wait() == 3
+    child = int(process.said())
     wait_for(lambda: not is_alive(child), f"the end of the child {child}")
 
 

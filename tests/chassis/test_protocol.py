@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from kit.service import Asking, Service, rest, wait_for
+from kit.service import ANSWER_SECONDS, LOOPBACK, Asking, Service, rest, wait_for
 
 from .incidents import FASTAPI, UPGRADE, ended, has_no_errors, in_flight, is_problem, launch, parsed, serving
 from .start import Start
@@ -40,6 +40,18 @@ def test_http_1_0_gets_a_length_or_an_end_and_no_chunks(
     assert "transfer-encoding" not in headers
     assert headers.get("content-length", str(size)) == str(size)
     assert headers["connection"] == "close"
+
+
+def test_a_client_that_pauses_gets_all_when_it_reads_on(service: Service) -> None:
+    with socket.socket() as client:
+        # A small window, so that the system takes little of the answer before the client reads.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect((LOOPBACK, service.port()))
+        client.settimeout(ANSWER_SECONDS)
+        client.sendall(b"GET /parts?n=12000 HTTP/1.0\r\n\r\n")
+        wait_for(lambda: "drain" in service.look("/-/stacks"), "a response that waits for its client")
+        status, _, body = parsed(rest(client))
+    assert (status, len(body)) == (200, 12_000_000)
 
 
 @pytest.mark.parametrize(("path", "status"), [("/parts?n=3", 200), ("/nap", 200), ("/nothing", 404)])

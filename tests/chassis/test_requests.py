@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 from kit.service import Service, wait_for
+from my_service.chassis.http.connection import let_begin_again
+from starlette.types import Message
 
 from .start import Start, started
 
@@ -27,6 +29,14 @@ def test_no_answer_is_an_error_like_any_other(probe: Service, path: str) -> None
     answer = probe.ask(path)
     assert (answer.status, answer.headers["content-type"]) == (500, PROBLEM_JSON)
     assert probe.ask("/trouble/nothing").status == 200
+
+
+async def send(message: Message) -> None:
+    """Send nothing: it is not uvicorn's."""
+
+
+def test_only_a_response_of_uvicorns_can_begin_again() -> None:
+    let_begin_again(send)
 
 
 @pytest.mark.parametrize("kind", ["header", "name", "length", "status"])

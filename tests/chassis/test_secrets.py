@@ -361,4 +361,4 @@ def test_where_no_thread_can_start_a_reload_fails_and_the_next_one_does_not(
     (secrets / "admin_token").write_text("after")
     process.ask("/no_threads?again")
     assert process.line("secrets reloaded")["secrets"] == ["admin_token"]
-    process.kill()
+    assert process.stop() == 0
