@@ -156,8 +156,12 @@ def test_an_instance_is_stuck(site: Site) -> None:
         before = len(instance.handled())
         wait_for(lambda: len(instance.handled()) > before + 50, "requests after the instance moved again")
     site.no_request_lost(load)
+    # On a busy machine others are slow, too.
+    held = set(instance.handled())
     caught = [
-        outcome for outcome in load.outcomes if began + 2 < outcome.began < ended and outcome.overhead > 1
+        outcome
+        for outcome in load.outcomes
+        if outcome.id in held and began + 2.5 < outcome.began < ended and outcome.overhead > 1
     ]
     assert not (site.balancer.asks and caught), f"sent to the stuck instance: {caught}"
 
