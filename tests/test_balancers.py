@@ -39,7 +39,7 @@ TOO_MANY = {"haproxy": {503}, "nginx": {502}, "traefik": {429}, "envoy": {503, 5
 @pytest.fixture(scope="module")
 def project(renders: Renders) -> Project:
     """The service for systemd, whose files have HAProxy's configuration."""
-    return renders.with_environment(deploy_to="systemd")
+    return renders.for_chassis(deploy_to="systemd")
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ MARGIN = 2
 @pytest.fixture(scope="module")
 def project(renders: Renders) -> Project:
     """The service for systemd, with its environment; not to be changed."""
-    return renders.with_environment(deploy_to="systemd")
+    return renders.for_chassis(deploy_to="systemd")
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from kit.project import ROOT, Renders
+from kit.service import free_ports
 from kit.tools import TOOLS, Tool, look, tool
 
 MOST_LINES = 500
@@ -79,6 +80,16 @@ def test_half_of_a_tool_off_the_path_is_none_either(programs: Path, monkeypatch:
 def test_a_tool_that_works_is_its_path(programs: Path) -> None:
     put(programs, "haproxy", "echo HAProxy version 2.10.1-1 2026/10/17")
     assert tool("haproxy") == programs / "haproxy"
+
+
+def test_two_test_runs_do_not_find_the_same_ports() -> None:
+    """Nothing listens there yet, and with HAProxy two would share a port without noticing."""
+    mine = free_ports(150, last=21000)
+    ask = "from kit.service import free_ports; print(*free_ports(150, last=21000))"
+    done = subprocess.run(
+        (sys.executable, "-c", ask), cwd=ROOT / "tests", capture_output=True, text=True, check=True
+    )
+    assert not set(mine) & set(map(int, done.stdout.split()))
 
 
 def test_a_render_is_made_once_for_the_same_answers(renders: Renders) -> None:

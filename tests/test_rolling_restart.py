@@ -26,7 +26,7 @@ DELAY = "1"
 @pytest.fixture(scope="module")
 def project(renders: Renders) -> Project:
     """The service for systemd, whose files have HAProxy's configuration."""
-    return renders.with_environment(deploy_to="systemd")
+    return renders.for_chassis(deploy_to="systemd")
 
 
 class Instance(Service):

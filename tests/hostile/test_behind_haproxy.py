@@ -31,7 +31,7 @@ CROWD = 40 * SCALE
 @pytest.fixture(scope="module")
 def world(renders: Renders, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """What starts services of the project whose files have HAProxy's configuration."""
-    project = renders.with_environment(deploy_to="systemd")
+    project = renders.for_chassis(deploy_to="systemd")
     with World(project, tmp_path_factory.mktemp("world")) as world:
         yield world
 

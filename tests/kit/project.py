@@ -227,7 +227,7 @@ class Renders:
         return self._once("environment", answers, lambda into: self.own(into, answers))
 
     def for_chassis(self, **answers: str) -> Project:
-        """Return the one render of these answers whose environment can run tests/chassis side by side."""
+        """Return the one render of these answers that starts quickly, and can run tests/chassis."""
 
         def make(into: Path) -> Project:
             project = self.own(into, answers)

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ ENDPOINTS = (
 )
 # A request on a busy machine may take this long before the test gives up.
 ANSWER_SECONDS = 30.0
+# A port may be found long before something listens there, and HAProxy listens beside another one.
+MARKS, MOST_MARKS = deque[socket.socket](), 200
 # How long a process may take to end after SIGTERM before `end` kills it.
 END_SECONDS = 5.0
 
@@ -59,15 +62,23 @@ def free_port() -> int:
 
 
 def free_ports(number: int, *, first: int = 20000, last: int = 30000, also: int = 0) -> list[int]:
-    """Find ports that no outgoing connection is given meanwhile; with *also*, port + *also* is free too."""
+    """Find ports that no outgoing connection is given meanwhile; with *also*, port + *also* is free too.
+
+    Nobody else who asks here, in another process either, is given them soon: their UDP ports are taken.
+    """
     free: list[int] = []
     # Not the common generator, which Hypothesis seeds alike in all processes.
     for port in random.SystemRandom().sample(range(first, last), 1000):
         with contextlib.suppress(OSError), contextlib.ExitStack() as held:
             for wanted in {port, port + also}:
                 held.enter_context(socket.create_server((LOOPBACK, wanted)))
+            mark = held.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+            mark.bind((LOOPBACK, port))
+            MARKS.append(mark.dup())
             free.append(port)
         if len(free) == number:
+            while len(MARKS) > MOST_MARKS:
+                MARKS.popleft().close()
             return free
     raise AssertionError(f"no {number} free ports between {first} and {last}")
 
