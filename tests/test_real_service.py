@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kit.engine import Engine
+from kit.engine import Engine, unique_name
 from kit.postgres import running_postgres
 from kit.project import ROOT, Project, Renders, git
 from kit.tools import tool
@@ -23,7 +23,8 @@ pytestmark = pytest.mark.slow
 PRICES = ROOT / "tests" / "apps" / "prices"
 OVERLAY = "deploy/kubernetes/overlays/example/kustomization.yaml"
 # Something else that its tests need, in an image that is here anyway; it is up a moment after its start.
-COMPOSE = """services:
+COMPOSE = """name: PROJECT
+services:
   prices-of-others:
     image: IMAGE
     network_mode: none
@@ -91,7 +92,8 @@ def test_its_image_is_tried_with_what_the_team_says(
     tool("docker compose")
     dockerfile = (service.path / "Dockerfile").read_text()
     image = next(line.split()[1] for line in dockerfile.splitlines() if line.endswith(" AS python"))
-    (service.path / "compose.test.yaml").write_text(COMPOSE.replace("IMAGE", image))
+    needed = COMPOSE.replace("PROJECT", unique_name()).replace("IMAGE", image)
+    (service.path / "compose.test.yaml").write_text(needed)
     compose = ("compose", "--file", service.path / "compose.test.yaml")
     docker = docker_here(engine, tmp_path)
     try:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from kit.engine import Engine
+from kit.engine import Engine, unique_name
 from kit.project import git
 from kit.tools import tool
 from kit.updates import PROJECT, commit, next_release, relink, replace, update, without_environments
@@ -12,7 +12,8 @@ from kit.updates import PROJECT, commit, next_release, relink, replace, update, 
 pytestmark = pytest.mark.slow
 
 # Something that the tests need, in an image that is here anyway; it is up a moment after its start.
-COMPOSE = """services:
+COMPOSE = """name: PROJECT
+services:
   needed:
     image: IMAGE
     network_mode: none
@@ -55,7 +56,8 @@ def test_what_the_suite_needs_is_started_before_it(
     assert "The suite passes" not in done.stdout
 
     git(newborn, "reset", "--quiet", "--hard")
-    compose.write_text(COMPOSE.replace("IMAGE", image).replace("FOLDER", str(needed)))
+    listed = COMPOSE.replace("PROJECT", unique_name()).replace("IMAGE", image)
+    compose.write_text(listed.replace("FOLDER", str(needed)))
     commit(newborn, "Mend the list")
     try:
         done = update(newborn, "--checkout", "v1.1.0", PATH=path)
