@@ -81,7 +81,7 @@ def test_version_and_config_say_what_runs(start: Start, secrets: Path) -> None:
 
 def test_requests_in_flight_and_slow_ones_are_shown(own: Service) -> None:
     headers = {"X-Request-ID": "mine", "traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
-    slow = Asking(own, "/slow?s=0.5", headers=headers)
+    slow = Asking(own, "/slow?s=3", headers=headers)
     own.line("slow begins")
     [request] = admin(own, "/-/requests").json()["in_flight"]
     assert (request["method"], request["route"]) == ("GET", "/slow")
