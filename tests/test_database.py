@@ -80,9 +80,9 @@ def database_of(service: Service) -> dict[str, str]:
 
 
 def test_a_password_is_rotated_under_load(migrated: Start, postgres: Postgres, secrets: Path) -> None:
-    # It looks for new secrets only when one is refused.
     # What a busy machine delays is no refusal.
     patient = {"APP_DB_CONNECT_TIMEOUT": "30", "APP_DB_POOL_TIMEOUT": "30"}
+    # It looks for new secrets only when one is refused.
     service = migrated(APP_SECRETS_REFRESH="0", **patient).ready()
     with Guests(service.port(), 2, "steady").running() as steady:
         wait_for(lambda: steady.answers > 20, "requests")

@@ -49,8 +49,10 @@ def test_a_client_waits_while_there_is_no_descriptor_left(own: Service) -> None:
     with own.dial("admin") as client:
         client.sendall(b"GET /-/version HTTP/1.1\r\nHost: localhost\r\n\r\n")
         client.settimeout(1)
+        before = own.cpu_seconds()
         with pytest.raises(TimeoutError):
             client.recv(1)
+        assert own.cpu_seconds() - before < 0.5, "it asks for the client again and again"
         resource.prlimit(own.pid, resource.RLIMIT_NOFILE, usual)
         client.settimeout(ANSWER_SECONDS)
         assert rest(client).startswith(b"HTTP/1.1 200 ")

@@ -271,6 +271,7 @@ LAST = """
 import multiprocessing, time
 from my_service.chassis.lifecycle import exit_now
 
+# Forked, since there is no module that a new interpreter could import.
 child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
 child.start()
 print(child.pid, end="")
