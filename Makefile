@@ -4,8 +4,8 @@
 VENV := .venv/bin
 # The byte code of the tests is written once, and not made anew by each worker.
 unexport PYTHONDONTWRITEBYTECODE
-# More than a small machine has cores: the tests wait for processes as long as they work.
-WORKERS := 3
+# Twice what a small machine has cores: the tests wait for processes as long as they work.
+WORKERS := 4
 
 demo: .venv/ready  ## bake the default service and run it
 	@$(VENV)/python scripts/demo.py
