@@ -36,7 +36,7 @@ def test_the_demo_answers_on_both_ports_until_ctrl_c(tmp_path: Path) -> None:
         urls = re.findall(r"^  (http://\S+)", said, flags=re.MULTILINE)
         assert {urlsplit(url).port for url in urls} == {int(port), int(admin_port)}
         for url in urls:
-            with urlopen(url, timeout=5) as answer:
+            with urlopen(url, timeout=30) as answer:
                 assert answer.status == 200
         demo.send_signal(signal.SIGINT)
         rest, _ = demo.communicate(timeout=30)

@@ -65,12 +65,8 @@ def test_the_image_migrates_and_then_serves(
 
 @pytest.fixture
 def swarm(engine: Engine) -> Iterator[Engine]:
-    joined = engine.do("info", "--format={{.Swarm.LocalNodeState}}") == "active"
-    if not joined:
-        engine.do("swarm", "init", "--advertise-addr=127.0.0.1")
-    yield engine
-    if not joined:
-        engine.do("swarm", "leave", "--force")
+    with engine.swarm():
+        yield engine
 
 
 def merged(one: Any, other: Any) -> Any:

@@ -159,15 +159,8 @@ class Stack:
 
 @pytest.fixture(scope="module")
 def swarm(engine: Engine) -> Iterator[Engine]:
-    """An engine that is a Swarm of one node, which it stops to be afterwards unless it was one before."""
-    joined = engine.do("info", "--format={{.Swarm.LocalNodeState}}") == "active"
-    if not joined:
-        engine.do("swarm", "init", "--advertise-addr=127.0.0.1")
-    try:
+    with engine.swarm():
         yield engine
-    finally:
-        if not joined:
-            engine.do("swarm", "leave", "--force")
 
 
 @pytest.fixture(scope="module")

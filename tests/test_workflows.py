@@ -140,7 +140,7 @@ def test_a_release_is_pushed_under_its_version_with_what_it_was_built_from(
     basic = base64.b64encode(f"robot:{TOKEN}".encode()).decode()
     headers = {"Accept": kinds, "Authorization": f"Basic {basic}"}
     question = Request(f"http://{registry}/v2/octo/my-service/manifests/0.1.0", headers=headers)
-    with urlopen(question, timeout=5) as answer:
+    with urlopen(question, timeout=30) as answer:
         assert answer.headers["Docker-Content-Digest"] == found[1]
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from kit.service import ANSWER_SECONDS, Answer, Asking, Service, exchange, rest, wait_for
+from kit.service import PATIENCE_SECONDS, Answer, Asking, Service, exchange, rest, wait_for
 from my_service.chassis.admin import server as admin_server
 from my_service.chassis.admin.endpoints import ENDPOINTS, GUARDED, Admin, reply
 from my_service.chassis.http.requests import RequestsInFlight
@@ -54,7 +54,7 @@ def test_a_client_waits_while_there_is_no_descriptor_left(own: Service) -> None:
             client.recv(1)
         assert own.cpu_seconds() - before < 0.5, "it asks for the client again and again"
         resource.prlimit(own.pid, resource.RLIMIT_NOFILE, usual)
-        client.settimeout(ANSWER_SECONDS)
+        client.settimeout(PATIENCE_SECONDS)
         assert rest(client).startswith(b"HTTP/1.1 200 ")
 
 
@@ -180,7 +180,7 @@ def test_a_page_from_elsewhere_can_change_nothing(probe: Service) -> None:
 def test_loopback_is_loopback_for_both_families(start: Start, host: str) -> None:
     process = start(APP_ADMIN_HOST=host, APP_HTTP_HOST=host).ready()
     for address in ("::1", "127.0.0.1") if host == "::" else ("::1",):
-        connection = HTTPConnection(address, process.port("admin"), timeout=10)
+        connection = HTTPConnection(address, process.port("admin"), timeout=60)
         with contextlib.closing(connection):
             assert exchange(connection, "/-/stacks").status == 200
             assert exchange(connection, "/-/config", headers={"Host": "evil.test"}).status == 403
@@ -190,7 +190,7 @@ def test_loopback_is_loopback_for_both_families(start: Start, host: str) -> None
 @pytest.mark.parametrize("token", ["t0ken", "tök€n"])
 def test_from_elsewhere_the_guarded_needs_the_token(start: Start, secrets: Path, token: str) -> None:
     def status(process: Service, path: str, method: str = "GET", **headers: str) -> int:
-        connection = HTTPConnection(elsewhere() or "", process.port("admin"), timeout=10)
+        connection = HTTPConnection(elsewhere() or "", process.port("admin"), timeout=60)
         body = '{"level": "info"}' if method == "PUT" else None
         raw = {name: value.encode() for name, value in {**JSON, **headers}.items()}
         with contextlib.closing(connection):
@@ -297,7 +297,7 @@ def test_a_default_of_any_class_can_be_shown() -> None:
 def test_idle_threads_of_a_pool_are_shown_once() -> None:
     with ThreadPoolExecutor(5, thread_name_prefix="idlers") as pool:
         barrier = threading.Barrier(5)
-        list(pool.map(lambda _: barrier.wait(20), range(5)))
+        list(pool.map(lambda _: barrier.wait(60), range(5)))
         wait_for(lambda: "5 x thread idlers\n" in describe(None), "five idle threads")
     assert "idlers" not in describe(None)
 
@@ -353,7 +353,7 @@ class Endpoints:
 
     def respond(self, request: Request) -> Response:
         if request.scope["path"] == "/slow":
-            self.go.wait(20)
+            self.go.wait(60)
         return reply(request.scope["path"])
 
 
@@ -367,7 +367,7 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Connect, Endpoints]]
     monkeypatch.setattr(admin_server, "MAX_THREADS", 24)
     endpoints, listener = Endpoints(), socket.create_server(("127.0.0.1", 0), backlog=128)
     admin_server.serve(listener, cast("Admin", endpoints))
-    yield lambda: socket.create_connection(listener.getsockname(), timeout=10), endpoints
+    yield lambda: socket.create_connection(listener.getsockname(), timeout=60), endpoints
     # The listener stays open: http.server's thread would spin on a closed one for as long as there are tests.
     endpoints.go.set()
 

@@ -109,17 +109,18 @@ def test_a_bad_body_gets_no_second_answer(probe: Service, path: bytes, answers: 
         assert rest(client).count(b"HTTP/1.1 ") == answers
 
 
-@pytest.mark.parametrize("start", [GET, POST + CHUNKED + b"\r\n0\r\n", POST + CHUNKED + b"\r\n1;"])
-def test_endless_header_blocks_and_trailers_are_refused(probe: Service, start: bytes) -> None:
-    before = refusals(probe, "head")
-    line = b"X-Long: " + b"x" * 1000 + b"\r\n" if not start.endswith(b";") else b"x" * 1000
-    with probe.dial() as client:
+@pytest.mark.parametrize("begin", [GET, POST + CHUNKED + b"\r\n0\r\n", POST + CHUNKED + b"\r\n1;"])
+def test_endless_header_blocks_and_trailers_are_refused(start: Start, begin: bytes) -> None:
+    # Time enough for a busy machine.
+    process = start(PROBE_LIMITS='{"head_timeout_s": 300}').ready()
+    line = b"X-Long: " + b"x" * 1000 + b"\r\n" if not begin.endswith(b";") else b"x" * 1000
+    with process.dial() as client:
         with contextlib.suppress(ConnectionError):
-            for piece in (start, *[line] * 70):
+            for piece in (begin, *[line] * 70):
                 client.sendall(piece)
                 time.sleep(0.001)
         assert rest(client).startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
-    assert refusals(probe, "head") == before + 1
+    assert refusals(process, "head") == 1
 
 
 def test_a_header_block_that_comes_in_one_piece_has_the_same_limit(start: Start) -> None:
@@ -321,7 +322,7 @@ def test_clients_leave_descriptors_to_the_service(monkeypatch: pytest.MonkeyPatc
 def test_an_address_has_one_spelling(start: Start, host: str, clients: dict[str, str]) -> None:
     process = launch(start, APP_HTTP_HOST=host).ready()
     for number, (connect, client) in enumerate(clients.items()):
-        with socket.create_connection((connect, process.port()), timeout=20) as dialled:
+        with socket.create_connection((connect, process.port()), timeout=60) as dialled:
             dialled.sendall(b"GET /items/%d HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % number)
             assert rest(dialled).startswith(b"HTTP/1.1 200")
         assert process.request_line(f"/items/{number}")["client"] == client
@@ -337,7 +338,7 @@ def test_an_idle_connection_is_kept_as_long_as_the_setting_says(start: Start) ->
         assert process.ask("/nap", on=connection).status == 200
     ends = kept[short].sock
     assert ends is not None
-    ends.settimeout(20)
+    ends.settimeout(60)
     assert ends.recv(1) == b""
     assert long.ask("/nap", on=kept[long]).status == 200
 
@@ -360,7 +361,7 @@ def test_what_is_written_after_a_reset_is_dropped_in_silence() -> None:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: failures.append(context))
         listener = await loop.create_server(Late, "127.0.0.1", 0)
-        with socket.create_connection(listener.sockets[0].getsockname(), timeout=10) as client:
+        with socket.create_connection(listener.sockets[0].getsockname(), timeout=60) as client:
             await asyncio.to_thread(rest, client)
         await asyncio.sleep(0)
         listener.close()

@@ -33,7 +33,7 @@ def threads(process: Service) -> int:
 
 
 def test_readiness_through_a_life(start: Start) -> None:
-    process = start(APP_PROBE_START_DELAY="0.5", APP_DRAIN_DELAY="2")
+    process = start(APP_PROBE_START_DELAY="3", APP_DRAIN_DELAY="3")
     answer = process.ask("/-/ready", port="admin")
     assert (answer.status, answer.json()["state"]) == (503, "starting")
     assert answer.headers["content-type"] == "application/health+json"

@@ -92,7 +92,7 @@ def test_a_connection_that_brings_no_request_does_not_hold_the_stop(start: Start
     process, stuck = _stop_while_it_stands_still(start)
     with process.dial() as silent, process.dial() as client:
         client.sendall(b"\r\n")
-        assert process.wait(10) == 0
+        assert process.wait(30) == 0
         assert rest(silent) == b""
     stuck.join()
 
@@ -100,7 +100,7 @@ def test_a_connection_that_brings_no_request_does_not_hold_the_stop(start: Start
 def test_interrupt_stops_without_the_delay(start: Start) -> None:
     process = start(APP_DRAIN_DELAY="60").ready()
     process.signal(signal.SIGINT)
-    assert process.wait(10) == 0
+    assert process.wait(30) == 0
     assert process.line("draining")["delay_s"] == 0
 
 
@@ -157,7 +157,7 @@ def test_half_sent_headers_do_not_hold_the_stop(own: Service) -> None:
     with own.dial() as half:
         half.sendall(b"GET / HTTP/1.1\r\nHost:")
         own.ask("/trouble/after")
-        assert own.stop(10) == 0
+        assert own.stop(30) == 0
 
 
 def test_a_request_whose_headers_end_during_the_stop_is_answered(own: Service) -> None:
@@ -194,7 +194,7 @@ def test_a_stop_during_the_start_up_ends_it(start: Start) -> None:
 
 
 def test_requests_that_come_during_the_start_up_wait_for_it(start: Start) -> None:
-    process = start(APP_PROBE_START_DELAY="1")
+    process = start(APP_PROBE_START_DELAY="3")
     process.line("listening")
     order = Asking(process, "/length", method="POST", body=b"abc")
     assert process.ask("/trouble/nothing").status == 200

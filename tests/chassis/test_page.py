@@ -146,7 +146,7 @@ def test_requests_are_not_shown_to_others_without_the_token(start: Start, secret
         ({"Authorization": "Bearer no"}, False),
         ({"Authorization": "Bearer t0ken"}, True),
     ):
-        connection = HTTPConnection(elsewhere() or "", process.port("admin"), timeout=10)
+        connection = HTTPConnection(elsewhere() or "", process.port("admin"), timeout=60)
         with contextlib.closing(connection):
             answer = exchange(connection, "/", headers=headers)
         assert answer.status == 200

@@ -203,7 +203,7 @@ def test_a_forked_child_holds_neither_ports_nor_clients(start: Start, path: str)
         assert process.ask("/nap", on=kept).status == 200
         process.kill()
         assert kept.sock is not None
-        kept.sock.settimeout(10)
+        kept.sock.settimeout(60)
         assert kept.sock.recv(1) == b"", "a child holds the connection of a client"
         again = launch(start, **ports).ready()
         assert again.ask("/nap").status == 200

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from kit.service import ANSWER_SECONDS, LOOPBACK, Asking, Service, rest, wait_for
+from kit.service import LOOPBACK, PATIENCE_SECONDS, Asking, Service, rest, wait_for
 
 from .incidents import FASTAPI, UPGRADE, ended, has_no_errors, in_flight, is_problem, launch, parsed, serving
 from .start import Start
@@ -47,7 +47,7 @@ def test_a_client_that_pauses_gets_all_when_it_reads_on(service: Service) -> Non
         # A small window, so that the system takes little of the answer before the client reads.
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect((LOOPBACK, service.port()))
-        client.settimeout(ANSWER_SECONDS)
+        client.settimeout(PATIENCE_SECONDS)
         client.sendall(b"GET /parts?n=12000 HTTP/1.0\r\n\r\n")
         wait_for(lambda: "drain" in service.look("/-/stacks"), "a response that waits for its client")
         status, _, body = parsed(rest(client))

@@ -25,9 +25,9 @@ from .start import Start
 def test_stalls_are_remembered_with_place_and_request(start: Start, format: str) -> None:
     traffic, operations = free_ports(2)
     env = {"APP_HTTP_PORT": str(traffic), "APP_ADMIN_PORT": str(operations)}
-    process = start(APP_HEALTH_STALL_LIMIT="1.5", APP_LOG_FORMAT=format, **env)
+    process = start(APP_HEALTH_STALL_LIMIT="3", APP_LOG_FORMAT=format, **env)
     wait_for(lambda: answers(operations, "/-/ready"))
-    ask(traffic, "/block?s=2.5", headers={"X-Request-ID": "culprit"})
+    ask(traffic, "/block?s=6", headers={"X-Request-ID": "culprit"})
 
     def blocked_by_a_route() -> list[dict[str, Any]]:
         """The machine makes stalls of its own."""
@@ -35,7 +35,7 @@ def test_stalls_are_remembered_with_place_and_request(start: Start, format: str)
         return [stall for stall in stalls if stall["stack"] and stall["stack"][-1].endswith(" block")]
 
     [stall] = wait_for(blocked_by_a_route)
-    assert stall["for_s"] > 2
+    assert stall["for_s"] > 3
     assert (stall["request"]["route"], stall["request"]["request_id"]) == ("/block", "culprit")
     ask(traffic, "/block?s=0.9")
     # The watchdog lives: it has seen the second one as well.

@@ -20,7 +20,7 @@ def manager(address: str) -> Iterator[socket.socket]:
     """A socket as systemd's."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(address)
-        sock.settimeout(10)
+        sock.settimeout(60)
         yield sock
 
 
@@ -47,7 +47,7 @@ class Told:
         with suppress(BlockingIOError):
             while True:
                 self.messages.append(self._sock.recv(100).decode())
-        self._sock.settimeout(10)
+        self._sock.settimeout(60)
         return self.messages
 
 
@@ -55,7 +55,7 @@ def test_the_manager_hears_when_it_is_ready_moves_and_stops(start: Start, folder
     with manager(str(folder / "notify")) as sock:
         told = Told(sock)
         asked = {"NOTIFY_SOCKET": str(folder / "notify"), "WATCHDOG_USEC": "200000"}
-        process = start(**asked, APP_PROBE_START_DELAY="0.3")
+        process = start(**asked, APP_PROBE_START_DELAY="2")
         told.until("READY=1")
         assert process.lines("listening")
         assert told.messages.count("WATCHDOG=1") >= 1

@@ -42,7 +42,7 @@ def test_no_secret_gets_out(world: World) -> None:
     assert not leaks(Path(f"/proc/{service.pid}/environ").read_text())
     assert not leaks(Path(f"/proc/{service.pid}/cmdline").read_text())
     service.signal(signal.SIGTERM)
-    assert service.wait(20) == 0
+    assert service.wait() == 0
     assert not leaks(service.out.read_text() + service.err.read_text())
 
 
@@ -109,7 +109,7 @@ def test_one_that_may_not_read_its_secrets_says_so(world: World) -> None:
     service = world.start(prefix=prefix, secrets=folder)
     os.chown(folder / "probe_password", 12345, 12345)
     assert whose
-    status = service.wait(20)
+    status = service.wait()
     said = service.out.read_text()
     assert not leaks(said)
     assert status == 78, said

@@ -76,7 +76,7 @@ def test_signals_in_any_order_at_any_stage_end_it_as_they_should(world: World, s
         # Who hears signals from the first moment on is the service's own main.
         service = world.start(None, APP_DRAIN_DELAY=delay)
     else:
-        service = world.start(APP_DRAIN_DELAY=delay, APP_PROBE_START_DELAY="1" if starting else "0")
+        service = world.start(APP_DRAIN_DELAY=delay, APP_PROBE_START_DELAY="3" if starting else "0")
     if stage == "ready":
         service.ready()
     elif stage == "starting":
@@ -100,7 +100,7 @@ def test_signals_in_any_order_at_any_stage_end_it_as_they_should(world: World, s
         service.ready()
         Behaved(service).asks("/-/ready", b"ready\n")
         service.signal(signal.SIGTERM)
-    status = service.wait(20)
+    status = service.wait()
     # The kernel keeps one of each kind, and of those that wait together the lowest number comes first.
     # A second one that comes when all is done finds the kernel's default.
     allowed = {0, *(status for number in ends if len(ends) > 1 for status in (128 + number, -number))}
@@ -126,14 +126,14 @@ def test_killed_and_started_again_it_serves_at_once_on_the_same_port(world: Worl
         for client in clients:
             client.asks()
         service.popen.kill()
-        assert service.wait(10) == -signal.SIGKILL
+        assert service.wait(30) == -signal.SIGKILL
         for client in clients:
             client.close()
 
 
 def test_a_start_up_that_fails_ends_with_one_clear_line(world: World) -> None:
     service = world.start(APP_PROBE_START_ERROR="no database")
-    assert service.wait(20) == 1
+    assert service.wait() == 1
     [line] = [line for line in service.lines() if line["level"] in {"error", "critical"}]
     assert line["event"] == "startup failed"
     assert "no database" in line["exception"]
@@ -146,7 +146,7 @@ def test_a_start_up_that_hangs_is_alive_unready_and_ends_when_told(world: World)
     assert service.readiness()["state"] == "starting"
     assert service.status("/-/healthy", "admin") == 200
     service.signal(signal.SIGTERM)
-    assert service.wait(10) == 0
+    assert service.wait(30) == 0
 
 
 def test_a_task_that_dies_silently_is_logged_and_counted(world: World) -> None:
@@ -182,7 +182,7 @@ def test_a_handler_that_ignores_its_end_ends_with_the_process(world: World) -> N
         client.sendall(b"GET /stubborn HTTP/1.1\r\nHost: x\r\n\r\n")
         wait_for(lambda: service.series()["http_server_active_requests"] == 1, "the request")
         service.signal(signal.SIGTERM)
-        assert service.wait(20) == 1
+        assert service.wait() == 1
         assert statuses(rest(client)) in ([], [503])
     assert service.lines("requests cut off")[0]["requests"] == 1
 
@@ -218,7 +218,7 @@ def test_a_clock_that_is_set_back_changes_no_limit(world: World, tmp_path: Path)
     assert 0 <= json.loads(service.look("/-/version"))["uptime_seconds"] <= time.monotonic() - began + 20
     assert 0 <= json.loads(service.look("/-/ready/Gate"))["age_s"] < 20
     service.signal(signal.SIGTERM)
-    assert service.wait(20) == 0
+    assert service.wait() == 0
     assert service.lines("stopped")
 
 

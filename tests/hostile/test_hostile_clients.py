@@ -173,7 +173,7 @@ def test_no_bytes_shake_it(target: Service) -> None:
         attack()
         # None of them may be left open for good, whatever it waits for.
         for client in left[-1000:]:
-            client.settimeout(20)
+            client.settimeout(60)
             rest(client)
     finally:
         for client in left:
@@ -302,7 +302,7 @@ def test_a_body_waits_with_its_client_until_it_is_read(world: World) -> None:
             client.sendall(bytes(size))
         # The rest is in the kernel's buffers.
         assert memory(service) - before < 8 * 1024
-        client.settimeout(20)
+        client.settimeout(60)
         assert statuses(rest(client)) == [200]
     with service.dial() as client:
         send(client, head.format("POST /length", size).encode() + bytes(size))

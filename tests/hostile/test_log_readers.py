@@ -59,7 +59,7 @@ def test_nobody_reads_and_then_somebody_does(world: World, tmp_path: Path) -> No
             written = [line for line in lines() if line["event"] == "request"]
             assert len(written) >= REQUESTS - missed
             service.signal(signal.SIGTERM)
-            assert service.wait(20) == 0
+            assert service.wait() == 0
             wait_for(lambda: lines()[-1]["event"] == "stopped", "the last line")
         finally:
             reader.terminate()
@@ -74,7 +74,7 @@ def test_the_reader_dies(world: World) -> None:
     # It takes in many lines at once, before it has seen the third.
     wait_for(lambda: behaved.asks() and lost(service) > 0, "lost lines")
     service.signal(signal.SIGTERM)
-    assert service.wait(20) == 0
+    assert service.wait() == 0
     assert service.err.read_text() == ""
 
 
@@ -86,5 +86,5 @@ def test_the_disk_is_full(world: World) -> None:
     wait_for(lambda: lost(service) >= 50, "the count of the lines of all requests")
     began = time.monotonic()
     service.signal(signal.SIGTERM)
-    assert service.wait(20) == 0
+    assert service.wait() == 0
     assert time.monotonic() - began < 20

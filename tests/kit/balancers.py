@@ -78,7 +78,7 @@ class Balancer:
             yield
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(60)
 
 
 def haproxy(folder: Path) -> tuple[str | Path, ...]:

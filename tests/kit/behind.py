@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.balancers import BALANCERS, FRONT, SLOTS, Balancer, places
-from kit.service import ANSWER_SECONDS, LOOPBACK, Answer, Service, ask, exchange, rest
+from kit.service import LOOPBACK, PATIENCE_SECONDS, Answer, Service, ask, exchange, rest
 from kit.world import World
 
 # What the files say, and what tests put in its place; all that is ended soon is ended after 1 s or 2 s.
@@ -69,7 +69,7 @@ class Site:
 
     def dial(self) -> socket.socket:
         """Return a bare connection to the balancer."""
-        return socket.create_connection((LOOPBACK, self.port), timeout=ANSWER_SECONDS)
+        return socket.create_connection((LOOPBACK, self.port), timeout=PATIENCE_SECONDS)
 
     def send(self, data: bytes) -> bytes:
         """Send *data* on a connection of its own; return all that is received until the balancer ends it."""
@@ -101,7 +101,7 @@ class Kept:
     """A client that does all as it should, on a connection that it keeps."""
 
     def __init__(self, site: Site) -> None:
-        self._connection = http.client.HTTPConnection(LOOPBACK, site.port, timeout=ANSWER_SECONDS)
+        self._connection = http.client.HTTPConnection(LOOPBACK, site.port, timeout=PATIENCE_SECONDS)
 
     def asks(self) -> None:
         answer = exchange(self._connection, "/trouble/x")

@@ -1,11 +1,14 @@
 """Docker, and what tests make with it: images, containers, and what is in an image's layers."""
 
+import contextlib
+import fcntl
 import hashlib
 import io
 import json
 import os
 import subprocess
 import tarfile
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from kit.project import locked
 from kit.service import clean_environment, wait_for
 from kit.tools import tool
 
@@ -132,6 +136,31 @@ class Engine:
             yield identity
         finally:
             self.do("rm", "--force", "--volumes", identity)
+
+    @contextmanager
+    def swarm(self) -> Iterator[None]:
+        """Make the engine a Swarm of one node, until the last test here that needs it has ended.
+
+        One that was a Swarm before stays it.
+        """
+        folder = Path(tempfile.gettempdir(), f"deployable-test-swarm-{os.getuid()}")
+        folder.mkdir(exist_ok=True)
+        turn, made = folder / "turn", folder / "made"
+        with (folder / "users").open("w") as users:
+            with locked(turn):
+                fcntl.flock(users, fcntl.LOCK_SH)
+                if self.do("info", "--format={{.Swarm.LocalNodeState}}") != "active":
+                    made.touch()
+                    self.do("swarm", "init", "--advertise-addr=127.0.0.1")
+            try:
+                yield
+            finally:
+                with locked(turn), contextlib.suppress(BlockingIOError):
+                    # Of several users, the last one gets it.
+                    fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if made.exists():
+                        self.do("swarm", "leave", "--force")
+                        made.unlink()
 
     def logs(self, container: str) -> list[dict[str, Any]]:
         """The container's log, which must be JSON and nothing else, on stdout alone."""

@@ -97,7 +97,7 @@ class Maker:
 
     def end(self) -> None:
         self._in.close()
-        self._process.wait(10)
+        self._process.wait(60)
         self._out.close()
 
 

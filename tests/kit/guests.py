@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from kit.service import ANSWER_SECONDS, LOOPBACK, Answer, exchange
+from kit.service import LOOPBACK, PATIENCE_SECONDS, Answer, exchange
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Guests:
         connection: http.client.HTTPConnection | None = None
         while not self._stop.is_set():
             if connection is None:
-                connection = http.client.HTTPConnection(LOOPBACK, self.port, timeout=ANSWER_SECONDS)
+                connection = http.client.HTTPConnection(LOOPBACK, self.port, timeout=PATIENCE_SECONDS)
             writes = self.told[guest] == 0 or self.answers % 2 == 0
             began = time.monotonic()
             try:

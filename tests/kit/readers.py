@@ -45,7 +45,7 @@ def running(*command: str | Path, log: Path, ready: Callable[[], object], env: V
     finally:
         server.terminate()
         try:
-            server.wait(10)
+            server.wait(60)
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()

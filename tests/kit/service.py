@@ -30,8 +30,8 @@ ENDPOINTS = (
     *("/", "/metrics", "/-/healthy", "/-/ready", "/-/version", "/-/config", "/-/requests", "/-/stacks"),
     *("/-/stalls", "/-/log-level"),
 )
-# A request on a busy machine may take this long before the test gives up.
-ANSWER_SECONDS = 30.0
+# What a test waits for may take this long on a busy machine before the test gives up.
+PATIENCE_SECONDS = 60.0
 # A port may be found long before something listens there, and HAProxy listens beside another one.
 MARKS, MOST_MARKS = deque[socket.socket](), 200
 # How long a process may take to end after SIGTERM before `end` kills it.
@@ -48,7 +48,9 @@ def clean_environment(**changes: str) -> dict[str, str]:
     return kept | changes
 
 
-def wait_for(condition: Callable[[], T], what: object = "", limit: float = 30.0, every: float = 0.005) -> T:
+def wait_for(
+    condition: Callable[[], T], what: object = "", limit: float = PATIENCE_SECONDS, every: float = 0.005
+) -> T:
     """Return the first true value of *condition*; fail when there is none within *limit* seconds."""
     deadline = time.monotonic() + limit
     while not (value := condition()):
@@ -120,7 +122,7 @@ def ask(
     headers: Mapping[str, str] | None = None,
     body: Any = None,
     source: str = LOOPBACK,
-    limit: float = ANSWER_SECONDS,
+    limit: float = PATIENCE_SECONDS,
 ) -> Answer:
     """Send one request to a port of this machine, on a connection of its own from the address *source*."""
     connection = http.client.HTTPConnection(LOOPBACK, port, timeout=limit, source_address=(source, 0))
@@ -234,7 +236,7 @@ class Service:
     def connect(self, name: str = "http") -> http.client.HTTPConnection:
         """Return a connection that is kept until the service is ended."""
         self._connections.append(
-            http.client.HTTPConnection(LOOPBACK, self.port(name), timeout=ANSWER_SECONDS)
+            http.client.HTTPConnection(LOOPBACK, self.port(name), timeout=PATIENCE_SECONDS)
         )
         return self._connections[-1]
 
@@ -247,7 +249,7 @@ class Service:
         headers: Mapping[str, str] | None = None,
         body: Any = None,
         on: http.client.HTTPConnection | None = None,
-        limit: float = ANSWER_SECONDS,
+        limit: float = PATIENCE_SECONDS,
     ) -> Answer:
         """Send one request, on a connection of its own unless *on* is given."""
         if on is not None:
@@ -274,7 +276,7 @@ class Service:
 
     def dial(self, name: str = "http") -> socket.socket:
         """Return a bare connection."""
-        return socket.create_connection((LOOPBACK, self.port(name)), timeout=ANSWER_SECONDS)
+        return socket.create_connection((LOOPBACK, self.port(name)), timeout=PATIENCE_SECONDS)
 
     def send(self, data: bytes) -> bytes:
         """Send *data* on a connection of its own; return all that is received until the service ends it."""
@@ -294,11 +296,11 @@ class Service:
         self.popen.send_signal(number)
         return time.monotonic()
 
-    def wait(self, limit: float = 30.0) -> int:
+    def wait(self, limit: float = PATIENCE_SECONDS) -> int:
         """Wait for the end; return the exit status."""
         return self.popen.wait(limit)
 
-    def stop(self, limit: float = 30.0) -> int:
+    def stop(self, limit: float = PATIENCE_SECONDS) -> int:
         """Stop it as an orchestrator does; return the exit status."""
         self.signal(signal.SIGTERM)
         return self.wait(limit)

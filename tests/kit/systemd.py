@@ -152,7 +152,7 @@ class Manager:
             yield script.parent
             with socket.socket(socket.AF_UNIX) as last:
                 last.connect(address)
-            thread.join(10)
+            thread.join(60)
         shutil.rmtree(Path(address).parent)
 
     def _serve(self, listener: socket.socket) -> None:

@@ -26,7 +26,7 @@ from ..environment import ENVIRONMENT, SECRETS
 T = TypeVar("T")
 
 # Long enough for a busy machine. A test that passes never waits for so long.
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 60.0
 HOST = "127.0.0.1"
 PACKAGE = "{{ cookiecutter.package_name }}"
 # The image to start in place of the code in src/, as `make test-image` says.
