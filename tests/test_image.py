@@ -78,9 +78,8 @@ def test_a_build_repeats_no_work_and_gives_the_same_again(
     engine: Engine, project: Project, tmp_path: Path, show: Callable[[str], None]
 ) -> None:
     work = shutil.copytree(project.path, tmp_path / "work", symlinks=True)
-    # Otherwise another test run that builds the same with this engine would replace what it has cached.
-    with (work / "pyproject.toml").open("a") as file:
-        file.write(f"# {uuid.uuid4().hex}\n")
+    # All that this engine builds meanwhile of the same files would get mixed up with it in the cache.
+    changed(work / "Dockerfile", "rm -f /app/.lock", f"mv /app/.lock /app/{uuid.uuid4().hex}")
     elsewhere = shutil.copytree(work, tmp_path / "elsewhere", symlinks=True)
     began = time.monotonic()
     cold, _ = engine.build(work, "--no-cache")

@@ -112,4 +112,3 @@ def test_its_image_is_tried_with_what_the_team_says(
     finally:
         git(service.path, "checkout", "--quiet", ".")
         engine.call(*compose, "down", "--volumes", check=False)
-        engine.call("image", "rm", "--force", "candidate", check=False)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 ROUNDS = int(os.environ.get("ROLLING_ROUNDS", "1"))
 # Seconds; the balancers are made quicker to fit it, by the rule that stands in their files.
-DELAY = "1"
+DELAY = "2"
 
 
 @pytest.fixture(scope="module")

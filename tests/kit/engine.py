@@ -73,14 +73,15 @@ class Engine:
         self.docker = tool("docker")
         # What builds with the client's own BuildKit is older than this plugin.
         tool("docker buildx")
-        self.images: list[str] = []
+        # What the workflows of a service call the image that they build.
+        self.candidate = unique_name()
+        self.images = [self.candidate]
 
     def __enter__(self) -> "Engine":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.images:
-            self.call("image", "rm", "--force", *self.images, check=False)
+        self.call("image", "rm", "--force", *self.images, check=False)
 
     def call(
         self, *arguments: str | Path, check: bool = True, limit: float = 300

@@ -1,6 +1,7 @@
 """Services of several kinds under load, each with a fault of its own, for the alerts and the dashboard."""
 
 import contextlib
+import http.client
 import math
 import os
 import re
@@ -81,7 +82,8 @@ class Load:
                 for path in paths:
                     try:
                         service.ask(path, port=port)
-                    except OSError:
+                    # One that connects to a port of its own gets back what it sends.
+                    except (OSError, http.client.HTTPException):
                         return
                     self._over.wait(pause)
 

@@ -66,12 +66,18 @@ def run(project: Project | Path, step: Step, *folders: Path, **environment: str)
 
 
 def docker_here(engine: Engine, folder: Path) -> Path:
-    """Make a folder with a `docker` that builds with this machine's network and CA bundle."""
+    """Make a folder with a `docker` that builds with this machine's network and CA bundle.
+
+    It has a name of this engine's own for the image `candidate`, since other test runs build one, too.
+    """
     more = " ".join(machine())
     script = folder / "bin" / "docker"
     script.parent.mkdir()
     script.write_text(
         "#!/bin/bash\n"
+        "words=(); for word; do\n"
+        f'[[ $word != candidate ]] || word={engine.candidate}; words+=("$word"); done\n'
+        'set -- "${words[@]}"\n'
         f'case "$1 $2" in "buildx build") set -- buildx build {more} "${{@:3}}";;\n'
         f'"build "*) set -- build {more} "${{@:2}}";; esac\n'
         f'exec {engine.docker} "$@"\n'
