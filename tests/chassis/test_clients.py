@@ -112,7 +112,7 @@ def test_a_bad_body_gets_no_second_answer(probe: Service, path: bytes, answers: 
 @pytest.mark.parametrize("begin", [GET, POST + CHUNKED + b"\r\n0\r\n", POST + CHUNKED + b"\r\n1;"])
 def test_endless_header_blocks_and_trailers_are_refused(start: Start, begin: bytes) -> None:
     # Time enough for a busy machine.
-    process = start(PROBE_LIMITS='{"head_timeout_s": 300}').ready()
+    process = start(PROBE_LIMITS='{"head_timeout_s": 300, "body_timeout_s": 300}').ready()
     line = b"X-Long: " + b"x" * 1000 + b"\r\n" if not begin.endswith(b";") else b"x" * 1000
     with process.dial() as client:
         with contextlib.suppress(ConnectionError):

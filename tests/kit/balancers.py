@@ -122,7 +122,6 @@ BALANCERS: Mapping[str, Balancer] = {
             "/etc/traefik/": "FOLDER/traefik-",
             "interval: 1s": "interval: 250ms",
             "unhealthyInterval: 1s": "unhealthyInterval: 250ms",
-            "timeout: 1s": "timeout: 5s",
         },
         traefik,
     ),
