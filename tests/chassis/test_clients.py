@@ -109,18 +109,19 @@ def test_a_bad_body_gets_no_second_answer(probe: Service, path: bytes, answers: 
         assert rest(client).count(b"HTTP/1.1 ") == answers
 
 
-@pytest.mark.parametrize("begin", [GET, POST + CHUNKED + b"\r\n0\r\n", POST + CHUNKED + b"\r\n1;"])
-def test_endless_header_blocks_and_trailers_are_refused(start: Start, begin: bytes) -> None:
-    # Time enough for a busy machine.
-    process = start(PROBE_LIMITS='{"head_timeout_s": 300, "body_timeout_s": 300}').ready()
-    line = b"X-Long: " + b"x" * 1000 + b"\r\n" if not begin.endswith(b";") else b"x" * 1000
-    with process.dial() as client:
+@pytest.mark.parametrize("start", [GET, POST + CHUNKED + b"\r\n0\r\n", POST + CHUNKED + b"\r\n1;"])
+@pytest.mark.parametrize("pause", [0, 0.001])
+def test_endless_header_blocks_and_trailers_are_refused(probe: Service, start: bytes, pause: float) -> None:
+    before = refusals(probe, "head")
+    line = b"X-Long: " + b"x" * 1000 + b"\r\n" if not start.endswith(b";") else b"x" * 1000
+    with probe.dial() as client:
         with contextlib.suppress(ConnectionError):
-            for piece in (begin, *[line] * 70):
+            # What is read at once with the header block, 256 KiB at most, is not counted.
+            for piece in (start, *[line] * 700):
                 client.sendall(piece)
-                time.sleep(0.001)
+                time.sleep(pause)
         assert rest(client).startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
-    assert refusals(process, "head") == 1
+    assert refusals(probe, "head") == before + 1
 
 
 def test_a_header_block_that_comes_in_one_piece_has_the_same_limit(start: Start) -> None:
