@@ -54,12 +54,14 @@ MANY = 100
 # The line of the chassis that says of when it is.
 RELEASED = re.compile(r"(?<=^TEMPLATE_VERSION, TEMPLATE_RELEASED = ).*$", flags=re.MULTILINE)
 
+NAP_S = 0.1
+
 
 class Load:
     """Asks services for paths over and over, and notes how late its own clock is."""
 
     def __init__(self) -> None:
-        self.late: list[float] = []
+        self._late: list[float] = []
         self._over = threading.Event()
         self._threads = [self._start(self._watch_the_machine)]
 
@@ -71,8 +73,13 @@ class Load:
     def _watch_the_machine(self) -> None:
         while not self._over.is_set():
             began = time.monotonic()
-            time.sleep(0.1)
-            self.late.append(time.monotonic() - began - 0.1)
+            time.sleep(NAP_S)
+            self._late.append(time.monotonic() - began - NAP_S)
+
+    def late(self, window: float) -> float:
+        """Return for which share of the time it was late, in the worst *window* of so many seconds."""
+        naps = round(window / NAP_S)
+        return max(sum(self._late[start : start + naps]) for start in range(len(self._late))) / window
 
     def ask(self, service: Service, *paths: str, port: str = "http", pause: float = 0.05) -> None:
         """Ask for *paths* in turn, from a thread of its own."""
