@@ -49,6 +49,18 @@ def steps(said: str) -> dict[str, bool]:
     return {name: number in cached for number, name in names.items()}
 
 
+def without_others(build: Callable[[], tuple[str, set[str]]]) -> str:
+    """Return the image of a *build* that had to repeat no step.
+
+    Builds beside it can cost it what the engine had kept, once; what cannot be kept is repeated each time.
+    """
+    for _ in range(3):
+        tag, repeated = build()
+        if not repeated:
+            return tag
+    pytest.fail(f"three builds have repeated steps: {repeated}")
+
+
 @pytest.fixture(scope="module")
 def project(engine: Engine, renders: Renders) -> Project:
     """The default service as people have it: a repository with a lock."""
@@ -85,18 +97,25 @@ def test_a_build_repeats_no_work_and_gives_the_same_again(
     cold, _ = engine.build(work, "--no-cache")
     show(f"cold build: {time.monotonic() - began:.1f} s")
 
-    same, said = engine.build(work)
-    assert engine.inspect(same)["Id"] == engine.inspect(cold)["Id"]
-    assert not {step for step, cached in steps(said).items() if not cached}
+    def same() -> tuple[str, set[str]]:
+        tag, said = engine.build(work)
+        return tag, {step for step, cached in steps(said).items() if not cached}
+
+    assert engine.inspect(without_others(same))["Id"] == engine.inspect(cold)["Id"]
 
     sources = work / "src" / project.package / "domain.py"
-    changed(sources, "a greeting needs a name", f"a greeting needs {uuid.uuid4().hex}")
-    new, said = engine.build(work)
-    cached = {step.split()[0].strip("["): cached for step, cached in steps(said).items() if " RUN " in step}
-    assert cached["dependencies"]
-    assert not cached["application"]
+    text = sources.read_text()
+
+    def new() -> tuple[str, set[str]]:
+        sources.write_text(f"{text}# {uuid.uuid4().hex}\n")
+        tag, said = engine.build(work)
+        repeated = {step for step, cached in steps(said).items() if not cached}
+        assert any(step.startswith("[application") for step in repeated)
+        return tag, {step for step in repeated if step.startswith("[dependencies")}
+
+    new_image = without_others(new)
     base = len(engine.layers(base_of(project)))
-    before, after = engine.layers(cold)[base:], engine.layers(new)[base:]
+    before, after = engine.layers(cold)[base:], engine.layers(new_image)[base:]
     assert before[0] == after[0], "the dependencies' layer was made anew"
     assert before[1] != after[1], "the application's layer was not made anew"
 
