@@ -52,7 +52,8 @@ def steps(said: str) -> dict[str, bool]:
 def without_others(build: Callable[[], tuple[str, set[str]]]) -> str:
     """Return the image of a *build* that had to repeat no step.
 
-    Builds beside it can cost it what the engine had kept, once; what cannot be kept is repeated each time.
+    Builds beside it can cost it what the engine had kept (moby/buildkit#2039), once; what cannot be kept is
+    repeated each time.
     """
     for _ in range(3):
         tag, repeated = build()
