@@ -72,7 +72,9 @@ def test_a_second_signal_ends_at_once_what_would_still_hang(start: Start, path: 
         process.line(sign)
     time.sleep(0.5)
     process.signal(signal.SIGINT)
-    assert ended(process, 30) == 128 + signal.SIGINT
+    # Of two that wait for a process, the kernel and Python let the lower number go first.
+    second = {signal.SIGINT} if sign else {signal.SIGINT, signal.SIGTERM}
+    assert ended(process, 30) - 128 in second
     request.join()
 
 
