@@ -26,7 +26,7 @@ MOST_LINES_FOR_SYSTEMD = 60
 MOST_LINES_OF_ITS_TESTS = 450
 MOST_LINES_OF_A_MODULE = 250
 # What the answer postgresql adds, its example and its tests included. The aim: 600.
-MOST_LINES_OF_A_DATABASE = 666
+MOST_LINES_OF_A_DATABASE = 670
 MOST_OVERRIDES = 4
 
 # Where workers and commands stand; each pattern has one place, and all of its lines count.

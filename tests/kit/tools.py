@@ -27,7 +27,7 @@ class Tool:
 
     Args:
         program: Its program; the tool's own name if none is given.
-        ask: Arguments with which the program ends well only when the tool works.
+        ask: Arguments with which the program ends well only when the tool works; none for what is no program.
         lowest: The lowest version that will do, if it matters; the program says its own when it is asked.
         why: What that version, or an answer, is needed for.
         files: Patterns below the root folder, for what is no program on the PATH; the first match counts.
@@ -35,14 +35,14 @@ class Tool:
     """
 
     program: str = ""
-    ask: tuple[str, ...] = ()
+    ask: tuple[str, ...] = ("--version",)
     lowest: tuple[int, ...] = ()
     why: str = ""
     files: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
 
 
-# Tools that are not here are looked for by their names alone.
+# Tools that are not here are programs that can be asked for their --version.
 TOOLS: dict[str, Tool] = {
     "docker": Tool(
         ask=("version", "--format", "{{.Server.Version}}"), why="a client without an engine is none"
@@ -52,21 +52,27 @@ TOOLS: dict[str, Tool] = {
         "docker", ("compose", "version"), (2, 24, 4), "the tag !override in Compose files"
     ),
     "docker buildx": Tool("docker", ("buildx", "version"), why="the workflows build with it"),
-    "git": Tool(ask=("--version",), lowest=(2, 28), why="git init --initial-branch"),
+    "git": Tool(lowest=(2, 28), why="git init --initial-branch"),
     "haproxy": Tool(ask=("-v",), lowest=(2, 6), why="what docs/deploy-systemd.md asks for"),
     # Debian keeps it off the PATH, so that several versions can be there.
-    "postgres": Tool(
-        ask=("--version",), files=("usr/lib/postgresql/*/bin/postgres",), beside=("initdb", "psql")
-    ),
+    "postgres": Tool(files=("usr/lib/postgresql/*/bin/postgres",), beside=("initdb", "psql")),
     # It needs the library of the Python that it was built for (Debian: libpython3.11).
-    "rotel": Tool(ask=("--version",), files=(f"{sysconfig.get_path('platlib')[1:]}/rotel/rotel-agent",)),
-    "systemd-analyze": Tool(ask=("--version",), lowest=(252,), why="what docs/deploy-systemd.md asks for"),
-    "libfaketime": Tool(files=("usr/lib/*/faketime/libfaketime.so.1",)),
-    "systemd": Tool(files=("usr/lib/systemd/systemd", "lib/systemd/systemd")),
+    "rotel": Tool(files=(f"{sysconfig.get_path('platlib')[1:]}/rotel/rotel-agent",)),
+    "systemd-analyze": Tool(lowest=(252,), why="what docs/deploy-systemd.md asks for"),
+    "etcdctl": Tool(ask=("version",)),
+    "java": Tool(ask=("-version",)),
+    "kubectl": Tool(ask=("version", "--client")),
+    "nginx": Tool(ask=("-v",)),
+    "openssl": Tool(ask=("version",)),
+    "traefik": Tool(ask=("version",)),
+    # With whatever it is asked but an attack, it fails.
+    "slowhttptest": Tool(ask=()),
+    "libfaketime": Tool(ask=(), files=("usr/lib/*/faketime/libfaketime.so.1",)),
+    "systemd": Tool(ask=(), files=("usr/lib/systemd/systemd", "lib/systemd/systemd")),
     "systemd's environment generator": Tool(
-        files=("usr/lib/systemd/user-environment-generators/30-systemd-environment-d-generator",)
+        ask=(), files=("usr/lib/systemd/user-environment-generators/30-systemd-environment-d-generator",)
     ),
-    "zookeeper": Tool(files=("usr/share/java/zookeeper.jar",)),
+    "zookeeper": Tool(ask=(), files=("usr/share/java/zookeeper.jar",)),
 }
 
 
