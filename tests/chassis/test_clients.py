@@ -110,6 +110,7 @@ def test_a_bad_body_gets_no_second_answer(probe: Service, path: bytes, answers: 
 
 
 @pytest.mark.parametrize("start", [GET, POST + CHUNKED + b"\r\n0\r\n", POST + CHUNKED + b"\r\n1;"])
+# Many pieces at a read, and a read for nearly each.
 @pytest.mark.parametrize("pause", [0, 0.001])
 def test_endless_header_blocks_and_trailers_are_refused(probe: Service, start: bytes, pause: float) -> None:
     before = refusals(probe, "head")
